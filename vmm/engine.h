@@ -1,0 +1,102 @@
+/*
+ * The seam between the monitor and what executes guest instructions. A device never includes this
+ * header; an engine never knows a device.
+ *
+ * The engine owns the vCPUs' registers, the local APICs and the TSC (KVM's split irqchip is the model).
+ * PIC, PIT, I/O APIC and all else are the monitor's. HLT, INIT and SIPI may be handled inside the
+ * engine: a vCPU thread then simply stays in vcpu_run().
+ *
+ * Threads: vcpu_create, vcpu_destroy, vcpu_run, vcpu_get_state and vcpu_set_state are called on that
+ * vCPU's own thread. The others may be called from any thread at any time, vCPUs running; they may be
+ * called under device and interrupt-controller locks and take only the engine's own.
+ */
+#ifndef VMM_ENGINE_H
+#define VMM_ENGINE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "base/error.h"
+#include "vmm/exit.h"
+#include "vmm/memory.h"
+#include "vmm/x86.h"
+
+struct vm;
+struct vcpu;
+
+#define VCPUS_MAX 64
+#define IOAPIC_PINS 24
+
+struct msi {
+	uint64_t addr; /* 0xFEExxxxx, destination and mode bits as on the bus */
+	uint32_t data;
+};
+
+/* What vcpu_idle() found: only the all-halted check uses it. */
+enum vcpu_idle {
+	IDLE_NO,        /* runs, or can be woken by an interrupt */
+	IDLE_HALTED,    /* in HLT with IF=0 */
+	IDLE_WAIT_SIPI, /* */
+};
+
+struct engine {
+	const char *name;
+
+	/* Can it run guests here? 0, or -errno with a text that says what is missing and what to do.
+	 * `why`: one phrase for the start line ("hardware virtualization works"). Takes milliseconds. */
+	int (*probe)(const char **why, struct error *err);
+
+	int (*vm_create)(struct vm *vm, struct error *err); /* vm->engine_data; memory is mapped later */
+	void (*vm_destroy)(struct vm *vm);
+	unsigned (*vcpus_max)(struct vm *vm);
+	/* Makes a region of guest memory known, before any vCPU runs. */
+	int (*memory_map)(struct vm *vm, const struct memory_region *region, struct error *err);
+	/* Host writes to guest RAM; NULL if the engine need not know. */
+	void (*host_write_begin)(struct vm *vm, uint64_t gpa, uint64_t len);
+	void (*host_write_end)(struct vm *vm, uint64_t gpa, uint64_t len);
+	/* Dirty log of a RAM region: on, off, and fetch-and-clear into a bitmap of one bit a page. */
+	int (*dirty_log)(struct vm *vm, bool on);
+	int (*dirty_fetch)(struct vm *vm, const struct memory_region *region, uint64_t *bitmap);
+
+	int (*vcpu_create)(struct vcpu *vcpu, struct error *err); /* vcpu->engine_data */
+	void (*vcpu_destroy)(struct vcpu *vcpu);
+	/* Runs until something needs the monitor. 0, or -errno if the host failed (then *exit is EXIT_FAIL
+	 * too). First it finishes what *exit, as left by the handler of the last one, asks for. */
+	int (*vcpu_run)(struct vcpu *vcpu, struct vm_exit *exit);
+	/* Makes a running or the next vcpu_run() return soon, with EXIT_BOGUS if there is nothing else.
+	 * Signal-safe; never lost: a kick before vcpu_run() counts. */
+	void (*vcpu_kick)(struct vcpu *vcpu);
+	/* The whole state; the pending exit is finished first. */
+	int (*vcpu_get_state)(struct vcpu *vcpu, struct x86_state *state);
+	int (*vcpu_set_state)(struct vcpu *vcpu, const struct x86_state *state);
+	enum vcpu_idle (*vcpu_idle)(struct vcpu *vcpu); /* on its own thread, outside vcpu_run() */
+	/* Exit with EXIT_MTRAP after each instruction. */
+	int (*vcpu_single_step)(struct vcpu *vcpu, bool on);
+
+	/* The INTR output of the PIC (vm->extint.level) changed. A CPU whose LINT0 takes ExtINT fetches the
+	 * vector by vm->extint.acknowledge when it can take it. */
+	void (*extint_changed)(struct vm *vm);
+	int (*msi_send)(struct vm *vm, const struct msi *msi);
+	/* What I/O APIC pin `pin` would send now, so that EOIs of level-triggered pins exit. NULL: masked. */
+	void (*ioapic_route)(struct vm *vm, unsigned pin, const struct msi *msi, bool level);
+	void (*nmi_send)(struct vcpu *vcpu);
+
+	/* Guest time stands still from pause to resume (TSC, LAPIC timer, kvm-clock); every vCPU is outside
+	 * vcpu_run() at both. */
+	void (*time_pause)(struct vm *vm);
+	void (*time_resume)(struct vm *vm);
+
+	/* "name value" lines of the engine's own counters; may be NULL. */
+	void (*stats_print)(struct vm *vm, FILE *out);
+};
+
+extern const struct engine engine_kvm;
+extern const struct engine engine_soft;
+
+/* Chooses by `name`: "kvm", "soft" or "auto" (kvm if its probe passes, else soft). `why` gets the phrase
+ * for the start line. */
+int engine_choose(const char *name, const struct engine **engine, char *why, size_t why_size,
+		  struct error *err);
+
+#endif

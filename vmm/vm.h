@@ -1,0 +1,149 @@
+/*
+ * The virtual machine: vCPUs, their threads and the run loop; memory, buses and interrupt lines hang off
+ * it. A process could hold two: there is no other mutable state.
+ *
+ * Threads: one a vCPU, named "vcpuN", for the life of the VM; the event loop runs on the thread that
+ * calls vm_run(). Requests (vm_request, vm_pause ...) come from anywhere.
+ * Lock order: device, then interrupt controller, then engine.
+ */
+#ifndef VMM_VM_H
+#define VMM_VM_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "base/config.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "base/loop.h"
+#include "base/vclock.h"
+#include "bus/io.h"
+#include "bus/irq.h"
+#include "vmm/engine.h"
+#include "vmm/exit.h"
+#include "vmm/memory.h"
+
+struct device;
+struct pci_bus;
+struct vm;
+
+/* Why a VM ended, and skep's exit status. */
+enum vm_end {
+	VM_END_RESET = 0,
+	VM_END_POWEROFF = 1,
+	VM_END_HALT = 2,
+	VM_END_TRIPLE_FAULT = 3,
+	VM_END_ERROR = 4,
+	VM_END_NONE = -1, /* it has not */
+};
+
+struct vcpu {
+	struct vm *vm;
+	unsigned index; /* also the APIC id */
+	pthread_t thread;
+	void *engine_data;
+	struct vm_exit exit;
+	_Atomic uint64_t exits[EXIT_CODES]; /* counters; written by the vCPU's thread only */
+	/* the rest is vm.c's */
+	bool started;
+	struct vcpu_job *job;
+};
+
+/* The INTR pin of the PIC, as an engine sees it. */
+struct extint {
+	_Atomic bool level;
+	/* INTA: the vector; spurious ones included. Takes the PIC's lock. */
+	uint8_t (*acknowledge)(void *arg);
+	void *arg;
+};
+
+struct topology {
+	unsigned cpus, sockets, cores, threads; /* cpus = sockets * cores * threads */
+};
+
+struct vm {
+	char name[64];
+	struct config *config;
+	struct log *log;
+	struct loop *loop;
+	struct vclock *clock;
+	const struct engine *engine;
+	void *engine_data;
+	struct memory memory;
+	struct topology topology;
+	struct vcpu vcpu[VCPUS_MAX]; /* the first topology.cpus are in use */
+
+	struct io_bus pio, mmio;
+	struct irq_router irq;
+	struct extint extint;
+	struct pci_bus *pci;
+	/* EOI broadcast from the engine's local APICs to the I/O APIC; set by it. */
+	void (*ioapic_eoi)(void *arg, uint8_t vector);
+	void *ioapic_eoi_arg;
+	/* The power button; set by the PM block. False: the guest does not listen to it. */
+	bool (*power_button)(void *arg);
+	void *power_button_arg;
+
+	struct device *devices; /* see vmm/device.h; in order of creation */
+
+	/* policies, set before vm_run() */
+	bool strict_msr;  /* an unknown MSR is #GP (default); false: reads 0, writes dropped */
+	bool strict_io;   /* -e: an unclaimed port ends the VM */
+	bool x2apic;      /* local APICs start in x2APIC mode */
+
+	_Atomic uint64_t notifications; /* OUT to port 0x488 */
+
+	struct vm_private *priv; /* vm.c's: requests, pause rendezvous, pins */
+};
+
+struct vm_options {
+	const char *name;
+	struct config *config; /* not owned */
+	struct log *log;       /* not owned */
+	const struct engine *engine;
+	uint64_t memory_size;
+	bool memory_wired, memory_in_core;
+	struct topology topology;
+};
+
+/* A VM with memory, clock, loop, buses and one parked thread a vCPU, all vCPUs in reset. */
+int vm_create(struct vm **out, const struct vm_options *options, struct error *err);
+/* After vm_run() has returned, or without it. Destroys the devices too, last first. */
+void vm_destroy(struct vm *vm);
+
+/* Starts the vCPUs and runs the event loop until the VM has ended. Called once. */
+enum vm_end vm_run(struct vm *vm);
+
+/* Asks for the end of the VM; the first request counts. The calling vCPU executes no further
+ * instruction. Any thread, under any lock. With ERROR the reason has been logged. */
+void vm_request(struct vm *vm, enum vm_end end);
+/* A reset that does not end the VM (vm->reboot_restarts): devices, memory map, boot image and vCPUs as at
+ * start. Set by the machine; NULL: a reset ends the VM. Called on the loop thread, all vCPUs parked. */
+void vm_set_restart(struct vm *vm, int (*restart)(void *arg, struct error *err), void *arg);
+
+/* Parks all vCPUs outside vcpu_run() and stops the virtual clock, returns when that is so. Pauses nest.
+ * Not from a vCPU thread. */
+void vm_pause(struct vm *vm);
+void vm_resume(struct vm *vm);
+bool vm_paused(struct vm *vm);
+
+/* Runs fn on a vCPU's own thread, outside vcpu_run(), and waits for it. Not from a vCPU thread. */
+int vcpu_call(struct vcpu *vcpu, int (*fn)(struct vcpu *vcpu, void *arg), void *arg);
+int vcpu_get_state(struct vcpu *vcpu, struct x86_state *state); /* by vcpu_call() */
+int vcpu_set_state(struct vcpu *vcpu, const struct x86_state *state);
+
+/* Pins a vCPU's thread to a host CPU, before vm_run(). */
+int vcpu_pin(struct vcpu *vcpu, unsigned host_cpu, struct error *err);
+
+/* Sends an MSI to the engine's local APICs. Any thread, under device locks. */
+void vm_msi(struct vm *vm, uint64_t addr, uint32_t data);
+
+/* Registers for a person: skepctl regs, dumps. `state` may be NULL: read by vcpu_get_state(). */
+void vcpu_print(struct vcpu *vcpu, const struct x86_state *state, FILE *out);
+/* Every counter: exits by kind and vCPU, notifications, the engine's own. */
+void vm_print_stats(struct vm *vm, FILE *out);
+
+#endif
