@@ -18,6 +18,7 @@
 #include <stdio.h>
 
 #include "base/error.h"
+#include "vmm/cpuid.h"
 #include "vmm/exit.h"
 #include "vmm/memory.h"
 #include "vmm/x86.h"
@@ -50,6 +51,10 @@ struct engine {
 	int (*vm_create)(struct vm *vm, struct error *err); /* vm->engine_data; memory is mapped later */
 	void (*vm_destroy)(struct vm *vm);
 	unsigned (*vcpus_max)(struct vm *vm);
+	/* Every CPUID bit that this engine can show a guest on this host, and the rate of the guest's TSC.
+	 * vm_create() makes vm->cpuid of it before the first vCPU. */
+	int (*cpuid_supported)(struct vm *vm, struct cpuid_table *table, uint64_t *tsc_hz,
+			       struct error *err);
 	/* Makes a region of guest memory known, before any vCPU runs. */
 	int (*memory_map)(struct vm *vm, const struct memory_region *region, struct error *err);
 	/* Host writes to guest RAM; NULL if the engine need not know. */
@@ -60,7 +65,7 @@ struct engine {
 	int (*dirty_fetch)(struct vm *vm, const struct memory_region *region, uint64_t *bitmap);
 
 	int (*vcpu_create)(struct vcpu *vcpu, struct error *err); /* vcpu->engine_data */
-	void (*vcpu_destroy)(struct vcpu *vcpu);
+	void (*vcpu_destroy)(struct vcpu *vcpu); /* undoes it; not called if vcpu_create() failed */
 	/* Runs until something needs the monitor. 0, or -errno if the host failed (then *exit is EXIT_FAIL
 	 * too). First it finishes what *exit, as left by the handler of the last one, asks for. */
 	int (*vcpu_run)(struct vcpu *vcpu, struct vm_exit *exit);
@@ -78,12 +83,13 @@ struct engine {
 	 * vector by vm->extint.acknowledge when it can take it. */
 	void (*extint_changed)(struct vm *vm);
 	int (*msi_send)(struct vm *vm, const struct msi *msi);
-	/* What I/O APIC pin `pin` would send now, so that EOIs of level-triggered pins exit. NULL: masked. */
+	/* What I/O APIC pin `pin` would send now, so that EOIs of level-triggered pins exit. NULL: masked;
+	 * an EOI of what it sent before still exits. */
 	void (*ioapic_route)(struct vm *vm, unsigned pin, const struct msi *msi, bool level);
 	void (*nmi_send)(struct vcpu *vcpu);
 
 	/* Guest time stands still from pause to resume (TSC, LAPIC timer, kvm-clock); every vCPU is outside
-	 * vcpu_run() at both. */
+	 * vcpu_run() at both. A new VM is paused, and its first call is time_resume(). */
 	void (*time_pause)(struct vm *vm);
 	void (*time_resume)(struct vm *vm);
 

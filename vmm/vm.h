@@ -22,6 +22,7 @@
 #include "base/vclock.h"
 #include "bus/io.h"
 #include "bus/irq.h"
+#include "vmm/cpuid.h"
 #include "vmm/engine.h"
 #include "vmm/exit.h"
 #include "vmm/memory.h"
@@ -49,7 +50,10 @@ struct vcpu {
 	_Atomic uint64_t exits[EXIT_CODES]; /* counters; written by the vCPU's thread only */
 	/* the rest is vm.c's */
 	bool started;
-	struct vcpu_job *job;
+	_Atomic(struct vcpu_job *) job;
+	int pin;                /* host CPU, -1: any */
+	_Atomic int sipi;       /* start vector sent by another vCPU (EXIT_SPINUP_AP), -1: none */
+	bool spun_down;         /* EXIT_SPINDOWN_CPU: waits for `sipi` */
 };
 
 /* The INTR pin of the PIC, as an engine sees it. */
@@ -58,10 +62,6 @@ struct extint {
 	/* INTA: the vector; spurious ones included. Takes the PIC's lock. */
 	uint8_t (*acknowledge)(void *arg);
 	void *arg;
-};
-
-struct topology {
-	unsigned cpus, sockets, cores, threads; /* cpus = sockets * cores * threads */
 };
 
 struct vm {
@@ -74,6 +74,8 @@ struct vm {
 	void *engine_data;
 	struct memory memory;
 	struct topology topology;
+	struct cpuid_table cpuid; /* the CPU model; fixed when the VM is made */
+	uint64_t tsc_hz;
 	struct vcpu vcpu[VCPUS_MAX]; /* the first topology.cpus are in use */
 
 	struct io_bus pio, mmio;
@@ -89,10 +91,11 @@ struct vm {
 
 	struct device *devices; /* see vmm/device.h; in order of creation */
 
-	/* policies, set before vm_run() */
+	/* Policies: vm_create() takes them from the keys x86.strictmsr, x86.strictio and x86.x2apic; the
+	 * first two may be changed before vm_run(). */
 	bool strict_msr;  /* an unknown MSR is #GP (default); false: reads 0, writes dropped */
 	bool strict_io;   /* -e: an unclaimed port ends the VM */
-	bool x2apic;      /* local APICs start in x2APIC mode */
+	bool x2apic;      /* local APICs start in x2APIC mode, and CPUID shows that they can */
 
 	_Atomic uint64_t notifications; /* OUT to port 0x488 */
 
