@@ -1,0 +1,137 @@
+/*
+ * Translated code: its memory, the table of blocks, and what keeps it true to the guest's bytes.
+ *
+ * One cache a VM, shared by its vCPUs. Code memory is one memfd mapped twice: written through `rw`,
+ * executed through `rx` (W^X). When it is full everything is thrown away at a safepoint.
+ *
+ * Threads: translation, insertion and invalidation run under svm->lock; look-up (block_find) takes no
+ * lock. Blocks are freed only when the whole cache is thrown away, with every vCPU outside translated
+ * code (a safepoint); an invalidated block stays in memory until then, its entries patched to leave.
+ */
+#ifndef ENGINE_SOFT_CACHE_H
+#define ENGINE_SOFT_CACHE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "engine/soft/cpu.h"
+
+#define CACHE_DEFAULT (64ull << 20)
+#define CACHE_MIN (256ull << 10)
+#define BLOCK_CODE_MAX 16384 /* host bytes of one block at most */
+
+struct block_key {
+	uint64_t gpa;     /* of the first instruction */
+	uint32_t mode;    /* MODE_* */
+	/* With MODE_FLAT or in 64-bit code 0; else CS base and limit, as limits are checked at translation. */
+	uint64_t cs_base;
+	uint32_t cs_limit;
+};
+
+/* host offset -> guest offset, ascending; the entry with the greatest host <= pc is the instruction. */
+struct block_pc {
+	uint32_t host;  /* from block->rx */
+	uint16_t guest; /* from block->key.gpa */
+	uint16_t flags; /* BLOCK_PC_*: see translate.c */
+};
+
+/* A direct jump that leads to (or may be patched to lead to) another block of the same page. */
+struct block_link {
+	struct soft_block *from, *to;  /* `to` NULL: not linked */
+	struct block_link *next_in;    /* list of links into `to` */
+	uint32_t patch;                /* offset in code memory of the 4-byte-aligned rel32 */
+	uint32_t unlinked;             /* code offset of the stub it jumps to when not linked */
+	uint16_t target;               /* page offset of the target */
+};
+
+struct soft_block {
+	struct block_key key;
+	struct soft_block *_Atomic hash_next;
+	struct soft_block *page_next;  /* blocks with code on the same guest page */
+	struct soft_block *page2_next; /* the same for the second page of an instruction across pages */
+	uint64_t gpa2;                 /* guest page of the bytes behind the page edge, ~0 if none */
+	uint16_t len;                  /* guest bytes, at least 1 */
+	uint16_t ninsns;
+	uint16_t npcs;
+	uint8_t nlinks;
+	_Atomic bool valid;
+	uint32_t code;                 /* offset in code memory; `cross` entry is there */
+	uint32_t local;                /* `local` entry */
+	uint32_t code_len;
+	struct block_pc *pcs;
+	struct block_link *links;
+	struct block_link *in;         /* links that lead here */
+};
+
+struct soft_cache; /* cache.c */
+
+struct soft_vm {
+	struct vm *vm;
+	pthread_mutex_t lock;
+	uint8_t *code_rw, *code_rx;
+	uint64_t code_size;
+	struct soft_cache *cache;
+	unsigned ncpus;
+	struct soft_cpu *cpu[64];
+	_Atomic int64_t tsc_offset; /* guest TSC = host TSC + offset; for all vCPUs, at pause and resume */
+	struct soft_lapics *lapics;
+	struct soft_trace *trace;   /* soft.trace=FILE, or NULL */
+	/* code offsets of the common stubs that entry.S's emitter lays down at the start of code memory */
+	uint32_t stub_leave, stub_miss;
+	uint32_t stubs_end;         /* cache flushes keep what is below */
+	_Atomic uint64_t n_translated, n_linked, n_invalidated, n_flushes, n_tlb_miss, n_slow, n_faults,
+		n_dispatch;
+};
+
+/* One place for every instruction's memory of a block's metadata: freed with the cache. NULL: full. */
+void *cache_meta_alloc(struct soft_vm *svm, uint64_t size);
+
+int cache_init(struct soft_vm *svm, uint64_t size, struct error *err);
+void cache_fini(struct soft_vm *svm);
+
+/* No lock. Only valid blocks. */
+struct soft_block *block_find(struct soft_vm *svm, const struct block_key *key);
+
+/*
+ * Translation, under svm->lock:
+ *   cache_code_begin()   room for BLOCK_CODE_MAX bytes at the returned offset; -ENOSPC: cache_flush() first
+ *   cache_watch_page()   from here on writes to the guest page are seen; on return every vCPU has lost its
+ *                        right to write there silently. Read the code bytes after it.
+ *   block_insert()       keeps code_len bytes and puts the block into the table and its pages' lists
+ */
+int cache_code_begin(struct soft_vm *svm, uint32_t *offset);
+void cache_watch_page(struct soft_cpu *self, uint64_t gpa);
+void block_insert(struct soft_vm *svm, struct soft_block *block);
+
+/* Patches a link to its target's local entry, both valid and of one page and mode; atomic for vCPUs that
+ * execute there. Under svm->lock. */
+void block_link(struct soft_vm *svm, struct block_link *link, struct soft_block *to);
+
+/* Any thread: is there translated code on this guest page? (then writes need invalidation). No lock. */
+bool cache_page_has_code(struct soft_vm *svm, uint64_t gpa);
+/* The guest bytes [gpa, gpa+len) were written: blocks with code there become invalid, incoming jumps are
+ * unlinked, and every vCPU forgets them in its jump cache before its next block that it enters by
+ * dispatch (others at their next safepoint). Takes svm->lock. */
+void cache_invalidate(struct soft_vm *svm, uint64_t gpa, uint64_t len);
+/* Throws all blocks away. All vCPUs but `self` are brought to a safepoint. Under svm->lock. */
+void cache_flush(struct soft_cpu *self);
+/* The block whose code holds this host address, or NULL. For the signal handler: takes no lock, touches
+ * nothing but the tables. */
+struct soft_block *block_at(struct soft_vm *svm, const void *host_pc);
+
+/* Safepoints. A vCPU thread is "in" between safepoint_enter() and safepoint_leave(); soft.c brackets every
+ * stretch of guest execution with them, waits (HLT, the monitor's handlers) are outside. In code runs
+ * to the next block head or helper at most. exclusive_begin() returns when all other vCPUs are out and keeps
+ * them out until exclusive_end(); the caller may be in. Nested by count. */
+void safepoint_enter(struct soft_cpu *cpu);
+void safepoint_leave(struct soft_cpu *cpu);
+void exclusive_begin(struct soft_cpu *self);
+void exclusive_end(struct soft_cpu *self);
+/* Called by a vCPU that is in when it finds REQ_TLB: steps out and in again, does what others left for it
+ * (dropping write rights to watched pages, clearing its jump cache). */
+void safepoint_poll(struct soft_cpu *cpu);
+
+#endif

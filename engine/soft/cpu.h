@@ -1,0 +1,312 @@
+/*
+ * The soft engine's vCPU: how guest state lies in the host while translated code runs, and what the
+ * engine's files owe each other. Read docs/ARCHITECTURE.md's chapter on the soft engine first.
+ *
+ *   decode.c     bytes -> struct insn (Zydis is behind it)
+ *   translate.c  struct insn -> host code (emit.c writes the bytes), one basic block at a time
+ *   cache.c      code memory, the block table, which guest pages hold translated code, invalidation
+ *   tlb.c        page walks, the inline TLB, the slow path of memory accesses
+ *   system.c ..  instructions that are C functions; segments, exceptions, MSRs, CPUID
+ *   lapic.c      the local APIC
+ *   soft.c       the engine seam: run loop, kicks, state in and out, time
+ *   entry.S      the way into translated code and out of it, and the thunks that call C from it
+ *
+ * REGISTERS in translated code. The guest's flags OSZAPC are the host's; every glue instruction keeps
+ * them (mov, lea, movzx, rorx, shrx, jrcxz, jmp). DF is 0, AC 0, TF 0 in the host; the guest's system
+ * flags are in cpu->sysflags. Vector and x87 state is the guest's, in the host's registers.
+ *
+ *   host RSP   (uint8_t *)cpu + SOFT_RSP_BIAS; its low six bits are 52, so that shrx r, r, rsp keeps
+ *              the upper 12 bits. Below the struct lies the stack that thunks call C on.
+ *   host RCX   scratch (jrcxz, shift counts)          host R10  scratch (TLB index, then addend)
+ *   host R15   (uint8_t *)cpu->tlb + SOFT_TLB_BIAS; its low six bits are 12: shrx r, r, r15 = page number
+ *   RAX RDX RBX RBP RSI RDI R8 R9 R12 R13   the guest's of the same name
+ *   host R11   guest RCX                              host R14  guest RSP
+ *   guest R10, R11, R14, R15                          in cpu->gpr[]
+ *
+ * When C runs (any helper), all 16 guest registers are in cpu->gpr[] and OSZAPC in cpu->arith, and that
+ * is where C changes them. Vector state is still in the host's registers unless the helper is a "full"
+ * one. So C that is called by the quick thunk is compiled with -mgeneral-regs-only and calls no libc.
+ *
+ * POSITION INDEPENDENCE. A block is keyed by where its code lies in guest-physical memory, so it holds no
+ * RIP. cpu->page_rip is the RIP that corresponds to offset 0 of the current page (linear page - CS base);
+ * RIP = page_rip + offset in page. A block has two entries: `cross` (takes cpu->rip, sets page_rip) and
+ * `local` (page_rip is right already: direct jumps within a page).
+ */
+#ifndef ENGINE_SOFT_CPU_H
+#define ENGINE_SOFT_CPU_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "vmm/x86.h"
+
+struct insn;
+struct soft_cpu;
+struct soft_vm;
+struct soft_block;
+struct soft_lapic;
+struct vcpu;
+struct vm_exit;
+
+#define SOFT_RSP_BIAS 52
+#define SOFT_TLB_BIAS 12
+#define SOFT_STACK_SIZE (256 * 1024) /* below struct soft_cpu, with a guard page under it */
+
+/* ---- the inline TLB (tlb.c fills it, translated code reads it) ------------------------------------- */
+
+#define TLB_ENTRIES 4096 /* direct-mapped by linear address bits 23:12 */
+
+/*
+ * A translation of page `va` is kept at i = va >> 12 & 4095. An access of `size` bytes at linear address
+ * `a` hits when (a + size - 1 + tag[i of a]) >> 12 == 0: the index comes from the first byte, the tag
+ * is compared with the last one's page, so an access across a page edge never hits. rtag and wtag hold
+ * -va when reads / writes may go straight to host memory at a + addend[i]. An empty tag is TLB_EMPTY(i),
+ * which no address that indexes i matches.
+ * jtag/jcode: the jump cache, by RIP bits 11:0 (its own index): jtag[i] = -rip, jcode[i] = the block's
+ * `cross` entry. It is valid for one mode and CS base (soft_cpu.h users flush it on changes).
+ */
+struct soft_tlb {
+	uint64_t rtag[TLB_ENTRIES];
+	uint64_t wtag[TLB_ENTRIES];
+	uint64_t addend[TLB_ENTRIES]; /* host address - linear address */
+	uint64_t jtag[TLB_ENTRIES];
+	void *jcode[TLB_ENTRIES];
+};
+/* Entry 0 of a zeroed table would match page 0, entry 4095 an access that wraps round; the others are
+ * empty when zero. */
+#define TLB_EMPTY(i) ((i) == 0 || (i) == TLB_ENTRIES - 1 ? (uint64_t) - (0x800ull << 12) : 0)
+
+/* Three tables for each address-space slot: what user mode may touch, what supervisor mode may, and
+ * what it may with SMAP suspended (AC=1). Without SMAP the last is used for supervisor mode always. */
+enum tlb_kind { TLB_USER, TLB_SUPER, TLB_SUPER_AC, TLB_KINDS };
+
+/* ---- mode bits of a block --------------------------------------------------------------------------- */
+
+/* What else than the code bytes decides how an instruction is translated. Part of a block's key. */
+#define MODE_CODE64 0x0001u   /* CS.L in long mode */
+#define MODE_CODE32 0x0002u   /* CS.D=1; neither bit: 16-bit code */
+#define MODE_STACK32 0x0004u  /* SS.B=1 (64-bit code has 64-bit stacks whatever this says: it is 0 then) */
+#define MODE_LONG 0x0008u     /* EFER.LMA */
+#define MODE_PROT 0x0010u     /* CR0.PE */
+#define MODE_USER 0x0020u     /* CPL 3 */
+#define MODE_FLAT 0x0040u     /* DS ES SS CS are base 0, limit 4 GiB, readable/writable: no checks needed */
+#define MODE_TS 0x0080u       /* CR0.TS: #NM for x87, MMX, SSE, AVX */
+#define MODE_EM 0x0100u       /* CR0.EM: #NM for x87, #UD for MMX, SSE */
+#define MODE_MP 0x0200u       /* CR0.MP: with TS, WAIT is #NM too */
+#define MODE_OSFXSR 0x0400u   /* CR4.OSFXSR; without it SSE is #UD */
+#define MODE_OSXSAVE 0x0800u  /* CR4.OSXSAVE */
+#define MODE_AVX 0x1000u      /* OSXSAVE and XCR0 has SSE and AVX state */
+#define MODE_AVX512 0x2000u   /* .. and opmask, ZMM_Hi256, Hi16_ZMM */
+#define MODE_STEP 0x4000u     /* RFLAGS.TF or the monitor's single step: one instruction a block */
+#define MODE_AC 0x8000u       /* CR0.AM, RFLAGS.AC and CPL 3: misaligned accesses are #AC */
+#define MODE_SHADOW 0x10000u  /* in an STI or MOV SS shadow: one instruction, then events are looked at */
+#define MODE_OSXMMEX 0x20000u /* CR4.OSXMMEXCPT: SIMD exceptions are #XM, else #UD */
+
+/* ---- what a C helper tells its thunk --------------------------------------------------------------- */
+
+enum soft_next {
+	NEXT_GO = 0,  /* the instruction is done; go on behind it in the same block. cpu->rip is not looked at */
+	NEXT_LEAVE,   /* leave translated code; go on at cpu->rip, modes or mappings may have changed */
+	NEXT_FAULT,   /* cpu->fault is to be delivered; cpu->rip is the faulting instruction (trap: the next) */
+	NEXT_EXIT,    /* return to the monitor with the vm_exit that was filled in */
+};
+
+/* An exception on its way to delivery. */
+struct soft_fault {
+	uint8_t vector;
+	bool has_error;
+	bool trap;        /* reported after the instruction: TF, INT3, INTO: RF is not set in the image */
+	bool soft;        /* by INT n, INT3, INTO: gate DPL is checked */
+	bool external;    /* an interrupt or NMI: EXT bit for nested faults */
+	uint32_t error;
+	uint64_t cr2;     /* for #PF, stored in CR2 at delivery */
+	uint64_t dr6;     /* for #DB */
+};
+
+/* Fills cpu->fault and returns NEXT_FAULT. */
+enum soft_next soft_raise(struct soft_cpu *cpu, uint8_t vector);                      /* no error code */
+enum soft_next soft_raise_error(struct soft_cpu *cpu, uint8_t vector, uint32_t error);
+
+/* ---- the vCPU -------------------------------------------------------------------------------------- */
+
+/* Segment register as soft uses it: attr as in struct x86_seg; null selectors have `unusable`. */
+
+/* Bytes of an access that cannot go straight to RAM: MMIO, across a page edge. Translated code runs the
+ * instruction on the bounce buffer, then commits it. */
+struct soft_bounce {
+	uint8_t bytes[192] __attribute__((aligned(64))); /* the access begins at bytes[linear & 63] */
+	uint64_t linear;
+	uint32_t size;
+	uint8_t pieces;  /* 1, or 2 across a page edge */
+	bool write;      /* commit copies it out */
+	bool direct;     /* the access goes to RAM itself, commit only invalidates code there */
+	bool exclusive;  /* a split or MMIO LOCK: all other vCPUs are stopped until commit */
+	uint64_t gpa[2];
+	uint32_t len[2];
+	bool mmio[2];
+};
+
+/* An MMIO read or port input in flight: the instruction is executed again once the value is there. */
+#define SOFT_REPLAY_MAX 24
+struct soft_replay {
+	struct {
+		uint64_t gpa;
+		uint64_t value;
+		uint8_t size;
+	} read[SOFT_REPLAY_MAX]; /* reads done so far by this instruction, in order */
+	uint8_t count, next;
+	bool waiting;            /* the last vm_exit is a read whose value goes to read[count] */
+	uint64_t rip;            /* of the instruction; a different one empties the list */
+};
+
+struct soft_cpu {
+	/* Offsets up to about 170 are reached with a one-byte displacement from RSP. Keep the order. */
+	uint64_t gpr[X86_GPRS];   /* 0x00 */
+	_Atomic uint64_t run_ok;  /* 0x80: not 0: go on. Each block looks at it. Any thread stores 0 */
+	uint64_t page_rip;        /* 0x88 */
+	uint64_t rip;             /* 0x90: as the C side sees it; not kept inside a block */
+	uint64_t scratch[3];      /* 0x98: translated code's own */
+	uint64_t fs_base, gs_base; /* 0xb0: copies of seg[].base */
+	uint64_t arith;           /* 0xc0: RFLAGS OSZAPC (and bit 1) while C runs */
+	uint64_t sysflags;        /* 0xc8: all other RFLAGS: TF IF DF IOPL NT RF VM AC VIF VIP ID */
+	struct soft_tlb *tlb;     /* 0xd0: the current table (slot, kind) */
+	uint64_t unwind;          /* 0xd8: soft_mem_slow() and commit: an enum soft_next that is not NEXT_GO ends the block */
+	uint64_t host_rsp;        /* 0xe0: the C stack of the thread, in soft_enter() */
+	const struct soft_block *block; /* being executed, kept by dispatch and commit only */
+	uint64_t host_mxcsr_fcw;
+
+	uint32_t mode;            /* MODE_*, for the block to be looked up next; soft_update_mode() */
+	struct x86_seg seg[X86_SEGS], tr, ldtr;
+	struct x86_table gdtr, idtr;
+	uint64_t cr0, cr2, cr3, cr4, cr8;
+	uint64_t efer, apic_base, xcr0, dr[8];
+	struct x86_msrs msr;
+	uint8_t cpl;
+	bool shadow_sti, shadow_mov_ss;
+	bool nmi_masked;
+	bool halted;              /* in HLT */
+	bool wait_sipi;
+	bool single_step;         /* the monitor wants EXIT_MTRAP after each instruction */
+
+	struct soft_fault fault;
+	struct soft_bounce bounce;
+	struct soft_replay replay;
+
+	/* Asynchronous requests, any thread sets them and then stores run_ok = 0. */
+	_Atomic uint32_t requests;
+
+	struct soft_vm *svm;
+	struct vcpu *vcpu;
+	struct vm_exit *exit;     /* to fill before NEXT_EXIT */
+	struct soft_lapic *lapic;
+	struct soft_slots *slots; /* tlb.c's */
+	struct soft_counters *counters;
+	/* What an IN, RDMSR .. exit is to do with its value when the vCPU is run next: see soft.c. */
+	enum soft_next (*complete)(struct soft_cpu *cpu);
+	uint64_t complete_arg[4];
+
+	/* Vector and x87 state while C may use those registers: standard XSAVE format. */
+	uint8_t xsave[X86_XSAVE_MAX] __attribute__((aligned(64)));
+};
+
+_Static_assert(offsetof(struct soft_cpu, run_ok) == 0x80, "layout known to entry.S");
+_Static_assert(offsetof(struct soft_cpu, rip) == 0x90, "layout known to entry.S");
+_Static_assert(offsetof(struct soft_cpu, arith) == 0xc0, "layout known to entry.S");
+_Static_assert(offsetof(struct soft_cpu, tlb) == 0xd0, "layout known to entry.S");
+_Static_assert(offsetof(struct soft_cpu, host_rsp) == 0xe0, "layout known to entry.S");
+
+#define ARITH_FLAGS (X86_FL_CF | X86_FL_PF | X86_FL_AF | X86_FL_ZF | X86_FL_SF | X86_FL_OF)
+
+static inline uint64_t soft_rflags(const struct soft_cpu *cpu)
+{
+	return (cpu->arith & ARITH_FLAGS) | cpu->sysflags | X86_FL_FIXED;
+}
+
+/* Requests */
+#define REQ_KICK 0x01u      /* return EXIT_BOGUS */
+#define REQ_INTR 0x02u      /* the local APIC or the PIC may have an interrupt */
+#define REQ_NMI 0x04u
+#define REQ_INIT 0x08u
+#define REQ_SIPI 0x10u      /* vector in lapic */
+#define REQ_TLB 0x20u       /* another vCPU wants something at a safepoint: cache.c, tlb.c */
+#define REQ_TIMER 0x40u
+
+static inline void soft_request(struct soft_cpu *cpu, uint32_t req)
+{
+	atomic_fetch_or(&cpu->requests, req);
+	atomic_store(&cpu->run_ok, 0);
+}
+
+/* ---- translate.c, decode.c, entry.S ------------------------------------------------------------------ */
+
+/* Runs translated code from a block's `cross` entry until a helper or a block says otherwise. Loads the
+ * vector state before and saves it after. */
+enum soft_next soft_enter(struct soft_cpu *cpu, void *code);
+
+/* Full helpers: vector state is in cpu->xsave, any C may be called. cpu->rip is this instruction; a
+ * helper that is done advances it with soft_advance() (for NEXT_GO as well as NEXT_LEAVE). */
+typedef enum soft_next (*soft_helper)(struct soft_cpu *cpu, const struct insn *insn);
+
+/* ---- system.c, segment.c, exception.c, msr.c, cpuid.c, string.c ------------------------------------ */
+
+/* The helper for an instruction that does not run natively; NULL: #UD. `leaves` says that the block ends
+ * there. `quick` says that it needs no vector-state swap (compiled so). */
+soft_helper soft_helper_for(const struct insn *insn, uint32_t mode, bool *leaves, bool *quick);
+
+/* cpu->rip += insn length, wrapped as the mode says; ends STI/MOV SS shadows. */
+void soft_advance(struct soft_cpu *cpu, const struct insn *insn);
+/* After any change of CR0, CR4, EFER, XCR0, CS, SS, RFLAGS.TF/AC, CPL: derives cpu->mode, cpu->fs_base,
+ * and the TLB in use. */
+void soft_update_mode(struct soft_cpu *cpu);
+/* Delivers cpu->fault through the IDT; nested faults become #DF, then NEXT_EXIT with EXIT_SHUTDOWN. */
+enum soft_next soft_deliver_fault(struct soft_cpu *cpu);
+/* Delivers an external interrupt or NMI. */
+enum soft_next soft_deliver_interrupt(struct soft_cpu *cpu, uint8_t vector, bool nmi);
+
+/* ---- tlb.c ------------------------------------------------------------------------------------------ */
+
+enum soft_access { ACCESS_READ = 1, ACCESS_WRITE = 2, ACCESS_FETCH = 4, ACCESS_SYSTEM = 8 /* implicit supervisor */ };
+
+int soft_tlb_init(struct soft_cpu *cpu);
+void soft_tlb_fini(struct soft_cpu *cpu);
+
+/* Walks the guest's page tables: 0 and *gpa, or NEXT_FAULT with cpu->fault as #PF. Sets A and D. Rights
+ * are checked with the CPL now, or as supervisor with ACCESS_SYSTEM. *page_size in bytes. */
+int soft_translate_va(struct soft_cpu *cpu, uint64_t linear, unsigned access, uint64_t *gpa,
+		      uint64_t *page_size);
+
+/* C's own guest accesses, by linear address; across pages, to MMIO (by replay). 0, NEXT_FAULT, NEXT_EXIT. A
+ * store of several pages checks them all before it writes any. */
+int soft_load(struct soft_cpu *cpu, uint64_t linear, void *out, unsigned size, unsigned access);
+int soft_store(struct soft_cpu *cpu, uint64_t linear, const void *in, unsigned size, unsigned access);
+/* A host pointer to [linear, linear+len) within one page if it is RAM that may be accessed so directly now
+ * (no MMIO, no code page for writes); NULL: use load and store. *next as above on a fault. For REP. */
+void *soft_direct(struct soft_cpu *cpu, uint64_t linear, uint64_t len, unsigned access, int *next);
+
+/* By segment: adds the base, checks limit, type and canonical form. 0 or NEXT_FAULT (#GP, #SS). */
+int soft_linear(struct soft_cpu *cpu, enum x86_segreg seg, uint64_t offset, unsigned size,
+		unsigned access, uint64_t *linear);
+
+/* Called from translated code on a miss, by the quick thunk. desc: size in bits 7:0, MEM_* above. Returns
+ * what to add to `linear` for the access, with cpu->unwind == NEXT_GO; else cpu->unwind says how to leave (cpu->rip was set before). */
+#define MEM_WRITE 0x100u
+#define MEM_READ 0x200u     /* both: read-modify-write */
+#define MEM_LOCK 0x400u
+uint64_t soft_mem_slow(struct soft_cpu *cpu, uint64_t linear, uint32_t desc);
+/* After the instruction ran on what soft_mem_slow() gave for a write. NEXT_GO; NEXT_LEAVE if the block
+ * that is running was invalidated; NEXT_EXIT for an MMIO write. The instruction is done in any case. */
+enum soft_next soft_mem_commit(struct soft_cpu *cpu);
+
+/* CR3 loads, INVLPG, INVPCID, CR4 changes: */
+void soft_tlb_flush_all(struct soft_cpu *cpu, bool global_too);
+void soft_tlb_flush_page(struct soft_cpu *cpu, uint64_t linear);
+void soft_tlb_flush_pcid(struct soft_cpu *cpu, uint16_t pcid, bool keep_global);
+void soft_tlb_flush_pcid_page(struct soft_cpu *cpu, uint16_t pcid, uint64_t linear);
+/* After CR3 (or paging on/off) changed: makes the right slot current; flush: no-flush bit was clear. */
+void soft_tlb_switch(struct soft_cpu *cpu, bool flush);
+/* After CPL, AC, CR4.SMAP or the mode changed: the right table of the slot and its jump cache. */
+void soft_tlb_select(struct soft_cpu *cpu);
+
+#endif
