@@ -30,6 +30,9 @@ void vclock_resume(struct vclock *clock);
 bool vclock_paused(struct vclock *clock);
 /* Sets the time of a paused clock (restore). */
 void vclock_set(struct vclock *clock, uint64_t now_ns);
+/* For tests: moves a paused clock forward to `until_ns`, calling on its way, from this thread, each timer
+ * that is due by then, at its deadline or now if that is past, those armed meanwhile included. */
+void vclock_advance(struct vclock *clock, uint64_t until_ns);
 
 /* (value * mul) / div without overflow in between; div is not 0. For rates: ticks = ns * hz / 1e9. */
 static inline uint64_t mul_div_u64(uint64_t value, uint64_t mul, uint64_t div)

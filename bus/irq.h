@@ -5,6 +5,10 @@
  * A line may be shared: each source holds it up on its own, the line is the OR of them. Lines carry
  * levels; what an edge is the controllers decide.
  *
+ * Legacy replacement (IA-PC HPET 1.0a, LEG_RT_CNF): the HPET can take the lines of the PIT and the RTC
+ * over. Those two make their sources replaceable; while the HPET has switched, such sources keep their
+ * level but do not reach the line.
+ *
  * Any thread, under device locks. Sinks are called under the line's lock and take their own.
  */
 #ifndef BUS_IRQ_H
@@ -25,7 +29,9 @@ struct irq_sink {
 
 struct irq_router {
 	pthread_mutex_t lock;
-	unsigned holders[IRQ_LINES]; /* sources that hold the line up */
+	unsigned holders[IRQ_LINES];     /* sources that hold the line up */
+	unsigned replaceable[IRQ_LINES]; /* those of the replaceable kind, which count while !replaced */
+	bool replaced;
 	struct irq_sink sink[IRQ_SINKS];
 	unsigned nsinks;
 };
@@ -35,6 +41,7 @@ struct irq_source {
 	struct irq_router *router;
 	unsigned gsi;
 	bool level;
+	bool replaceable;
 };
 
 void irq_router_init(struct irq_router *router);
@@ -51,8 +58,13 @@ static inline unsigned irq_isa_gsi(unsigned isa_irq)
 
 /* The line stays low. gsi < IRQ_LINES. */
 void irq_source_init(struct irq_source *source, struct irq_router *router, unsigned gsi);
+/* The same for the PIT's and the RTC's interrupt, which the HPET may replace. */
+void irq_source_init_replaceable(struct irq_source *source, struct irq_router *router, unsigned gsi);
 void irq_source_set(struct irq_source *source, bool level);
 /* Up and down again: one edge. */
 void irq_source_pulse(struct irq_source *source);
+/* The HPET's switch: cuts the replaceable sources off from their lines, or connects them again at the
+ * level they have. */
+void irq_router_replace(struct irq_router *router, bool replaced);
 
 #endif

@@ -143,6 +143,12 @@ int vcpu_pin(struct vcpu *vcpu, unsigned host_cpu, struct error *err);
 
 /* Sends an MSI to the engine's local APICs. Any thread, under device locks. */
 void vm_msi(struct vm *vm, uint64_t addr, uint32_t data);
+/* The PIC's INTR output is now `level`: keeps vm->extint.level and tells the engine of a change. Called
+ * by the PIC under its lock. */
+void vm_extint_set(struct vm *vm, bool level);
+/* What I/O APIC pin `pin` would send now, for the engine; NULL: nothing, the pin is masked. Called by the
+ * I/O APIC under its lock. */
+void vm_ioapic_route(struct vm *vm, unsigned pin, const struct msi *msi, bool level);
 
 /* Registers for a person: skepctl regs, dumps. `state` may be NULL: read by vcpu_get_state(). */
 void vcpu_print(struct vcpu *vcpu, const struct x86_state *state, FILE *out);
