@@ -39,6 +39,10 @@ enum vm_end {
 	VM_END_TRIPLE_FAULT = 3,
 	VM_END_ERROR = 4,
 	VM_END_NONE = -1, /* it has not */
+	/* A test device chose the exit status: it is the low byte of this value and the ones up to
+	 * VM_END_STATUS_MAX. Whoever maps an end to an exit status takes `end & 0xff`. */
+	VM_END_STATUS = 0x100,
+	VM_END_STATUS_MAX = 0x1ff,
 };
 
 struct vcpu {
@@ -123,6 +127,11 @@ enum vm_end vm_run(struct vm *vm);
 /* Asks for the end of the VM; the first request counts. The calling vCPU executes no further
  * instruction. Any thread, under any lock. With ERROR the reason has been logged. */
 void vm_request(struct vm *vm, enum vm_end end);
+/* The same with an exit status of the caller's choice: for test devices. */
+static inline void vm_request_status(struct vm *vm, uint8_t status)
+{
+	vm_request(vm, (enum vm_end)(VM_END_STATUS | status));
+}
 /* A reset that does not end the VM (vm->reboot_restarts): devices, memory map, boot image and vCPUs as at
  * start. Set by the machine; NULL: a reset ends the VM. Called on the loop thread, all vCPUs parked. */
 void vm_set_restart(struct vm *vm, int (*restart)(void *arg, struct error *err), void *arg);
