@@ -32,6 +32,9 @@ struct device_class {
 	const char *name;
 	const char *help; /* one line for -s help / -l help: "name[,conf]" forms and what it is */
 	enum device_kind kind;
+	/* The key of the first, unnamed item of -s and -l's conf ("path" in com1,stdio). NULL: a device of
+	 * -l takes no configuration, one of -s only named items. */
+	const char *config_key;
 	/* Makes the device, fills *out, and leaves it in its reset state. `config` is its node in the tree
 	 * (NULL for those that have none). On failure nothing remains. */
 	int (*create)(struct vm *vm, struct config *config, struct device **out, struct error *err);
