@@ -43,7 +43,7 @@ struct block_link {
 	struct soft_block *from, *to;  /* `to` NULL: not linked */
 	struct block_link *next_in;    /* list of links into `to` */
 	uint32_t patch;                /* offset in code memory of the 4-byte-aligned rel32 */
-	uint32_t unlinked;             /* code offset of the stub it jumps to when not linked */
+	uint32_t unlinked;             /* code offset of the exit it jumps to when not linked */
 	uint16_t target;               /* page offset of the target */
 };
 
@@ -79,9 +79,6 @@ struct soft_vm {
 	_Atomic int64_t tsc_offset; /* guest TSC = host TSC + offset; for all vCPUs, at pause and resume */
 	struct soft_lapics *lapics;
 	struct soft_trace *trace;   /* soft.trace=FILE, or NULL */
-	/* code offsets of the common stubs that entry.S's emitter lays down at the start of code memory */
-	uint32_t stub_leave, stub_miss;
-	uint32_t stubs_end;         /* cache flushes keep what is below */
 	_Atomic uint64_t n_translated, n_linked, n_invalidated, n_flushes, n_tlb_miss, n_slow, n_faults,
 		n_dispatch;
 };

@@ -24,8 +24,10 @@
  *   guest R10, R11, R14, R15                          in cpu->gpr[]
  *
  * When C runs (any helper), all 16 guest registers are in cpu->gpr[] and OSZAPC in cpu->arith, and that
- * is where C changes them. Vector state is still in the host's registers unless the helper is a "full"
- * one. So C that is called by the quick thunk is compiled with -mgeneral-regs-only and calls no libc.
+ * is where C changes them. QUICK C runs while vector and x87 state is still the guest's, in the host's
+ * registers: it is compiled with -mgeneral-regs-only and calls no libc (no memcpy, no mutex), only other
+ * quick code; a test looks at the objects. FULL C runs after the state went to cpu->xsave and may do
+ * anything. Files named q_*.c are quick.
  *
  * POSITION INDEPENDENCE. A block is keyed by where its code lies in guest-physical memory, so it holds no
  * RIP. cpu->page_rip is the RIP that corresponds to offset 0 of the current page (linear page - CS base);
@@ -50,7 +52,7 @@ struct soft_lapic;
 struct vcpu;
 struct vm_exit;
 
-#define SOFT_RSP_BIAS 52
+#define SOFT_RSP_BIAS (-12)
 #define SOFT_TLB_BIAS 12
 #define SOFT_STACK_SIZE (256 * 1024) /* below struct soft_cpu, with a guard page under it */
 
@@ -65,7 +67,7 @@ struct vm_exit;
  * -va when reads / writes may go straight to host memory at a + addend[i]. An empty tag is TLB_EMPTY(i),
  * which no address that indexes i matches.
  * jtag/jcode: the jump cache, by RIP bits 11:0 (its own index): jtag[i] = -rip, jcode[i] = the block's
- * `cross` entry. It is valid for one mode and CS base (soft_cpu.h users flush it on changes).
+ * `cross` entry. It is valid for one mode and CS base (tlb.c flushes it on changes).
  */
 struct soft_tlb {
 	uint64_t rtag[TLB_ENTRIES];
@@ -162,20 +164,22 @@ struct soft_replay {
 };
 
 struct soft_cpu {
-	/* Offsets up to about 170 are reached with a one-byte displacement from RSP. Keep the order. */
-	uint64_t gpr[X86_GPRS];   /* 0x00 */
-	_Atomic uint64_t run_ok;  /* 0x80: not 0: go on. Each block looks at it. Any thread stores 0 */
-	uint64_t page_rip;        /* 0x88 */
-	uint64_t rip;             /* 0x90: as the C side sees it; not kept inside a block */
-	uint64_t scratch[3];      /* 0x98: translated code's own */
-	uint64_t fs_base, gs_base; /* 0xb0: copies of seg[].base */
-	uint64_t arith;           /* 0xc0: RFLAGS OSZAPC (and bit 1) while C runs */
-	uint64_t sysflags;        /* 0xc8: all other RFLAGS: TF IF DF IOPL NT RF VM AC VIF VIP ID */
-	struct soft_tlb *tlb;     /* 0xd0: the current table (slot, kind) */
-	uint64_t unwind;          /* 0xd8: soft_mem_slow() and commit: an enum soft_next that is not NEXT_GO ends the block */
-	uint64_t host_rsp;        /* 0xe0: the C stack of the thread, in soft_enter() */
-	const struct soft_block *block; /* being executed, kept by dispatch and commit only */
-	uint64_t host_mxcsr_fcw;
+	/* Offsets up to 115 are reached with a one-byte displacement from RSP. entry.S knows this part. */
+	_Atomic uint64_t run_ok;   /* 0x00: not 0: go on. Each block looks at it. Any thread stores 0 */
+	uint64_t page_rip;         /* 0x08 */
+	uint64_t rip;              /* 0x10: as the C side sees it; not kept inside a block */
+	uint64_t gpr[X86_GPRS];    /* 0x18 */
+	uint64_t fs_base, gs_base; /* 0x98: copies of seg[].base */
+	uint64_t scratch[4];       /* 0xa8: translated code's own; [0] holds a borrowed register */
+	uint64_t arith;            /* 0xc8: RFLAGS OSZAPC (and bit 1) while C runs */
+	uint64_t sysflags;         /* 0xd0: all other RFLAGS: TF IF DF IOPL NT RF VM AC VIF VIP ID */
+	struct soft_tlb *tlb;      /* 0xd8: the current table (slot, kind) */
+	uint64_t host_rsp;         /* 0xe0: the thread's own stack, while inside soft_enter() */
+	uint64_t unwind;           /* 0xe8: an enum soft_next; see soft_mem_slow() */
+	uint64_t host_fp;          /* 0xf0: the host's MXCSR and FCW, while inside soft_enter() */
+	void *stub[8];             /* 0xf8: entry.S's thunks, enum soft_stub */
+	struct block_link *link;   /* 0x138: the direct jump that led to dispatch, or NULL */
+	uint64_t xsave_mask;       /* 0x140: components that are swapped */
 
 	uint32_t mode;            /* MODE_*, for the block to be looked up next; soft_update_mode() */
 	struct x86_seg seg[X86_SEGS], tr, ldtr;
@@ -211,11 +215,12 @@ struct soft_cpu {
 	uint8_t xsave[X86_XSAVE_MAX] __attribute__((aligned(64)));
 };
 
-_Static_assert(offsetof(struct soft_cpu, run_ok) == 0x80, "layout known to entry.S");
-_Static_assert(offsetof(struct soft_cpu, rip) == 0x90, "layout known to entry.S");
-_Static_assert(offsetof(struct soft_cpu, arith) == 0xc0, "layout known to entry.S");
-_Static_assert(offsetof(struct soft_cpu, tlb) == 0xd0, "layout known to entry.S");
-_Static_assert(offsetof(struct soft_cpu, host_rsp) == 0xe0, "layout known to entry.S");
+_Static_assert(offsetof(struct soft_cpu, gpr) == 0x18, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, arith) == 0xc8, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, tlb) == 0xd8, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, unwind) == 0xe8, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, stub) == 0xf8, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, xsave_mask) == 0x140, "entry.S");
 
 #define ARITH_FLAGS (X86_FL_CF | X86_FL_PF | X86_FL_AF | X86_FL_ZF | X86_FL_SF | X86_FL_OF)
 
@@ -243,10 +248,15 @@ static inline void soft_request(struct soft_cpu *cpu, uint32_t req)
 
 /* Runs translated code from a block's `cross` entry until a helper or a block says otherwise. Loads the
  * vector state before and saves it after. */
+/* Indices into cpu->stub. */
+enum soft_stub { STUB_QUICK, STUB_FULL, STUB_SLOW_ADDEND, STUB_SLOW_ADDRESS, STUB_COMMIT, STUB_LEAVE, STUB_LINEAR };
+extern void soft_stub_quick(void), soft_stub_full(void), soft_stub_slow_addend(void),
+	soft_stub_slow_address(void), soft_stub_commit(void), soft_stub_leave(void), soft_stub_linear(void);
+
 enum soft_next soft_enter(struct soft_cpu *cpu, void *code);
 
-/* Full helpers: vector state is in cpu->xsave, any C may be called. cpu->rip is this instruction; a
- * helper that is done advances it with soft_advance() (for NEXT_GO as well as NEXT_LEAVE). */
+/* An instruction in C, full or quick. cpu->rip is this instruction; a helper that is done moves it on with
+ * soft_advance() (for NEXT_GO as well as NEXT_LEAVE), unless it set RIP itself. */
 typedef enum soft_next (*soft_helper)(struct soft_cpu *cpu, const struct insn *insn);
 
 /* ---- system.c, segment.c, exception.c, msr.c, cpuid.c, string.c ------------------------------------ */
@@ -289,15 +299,29 @@ void *soft_direct(struct soft_cpu *cpu, uint64_t linear, uint64_t len, unsigned 
 int soft_linear(struct soft_cpu *cpu, enum x86_segreg seg, uint64_t offset, unsigned size,
 		unsigned access, uint64_t *linear);
 
-/* Called from translated code on a miss, by the quick thunk. desc: size in bits 7:0, MEM_* above. Returns
- * what to add to `linear` for the access, with cpu->unwind == NEXT_GO; else cpu->unwind says how to leave (cpu->rip was set before). */
-#define MEM_WRITE 0x100u
-#define MEM_READ 0x200u     /* both: read-modify-write */
-#define MEM_LOCK 0x400u
+/* Translated code's accesses that miss the TLB. */
+#define MEM_SIZE 0x000000ffu   /* bytes, 1 to 64 */
+#define MEM_WRITE 0x00000100u
+#define MEM_READ 0x00000200u   /* with MEM_WRITE: read-modify-write */
+#define MEM_LOCK 0x00000400u
+#define MEM_OFFSET_SHIFT 16    /* 27:16: offset of the instruction in its page: RIP = page_rip + offset */
+#define MEM_LEN_SHIFT 28       /* 31:28: its length */
+#define SOFT_MEM_FULL 1ull
+/* Quick: if the access is plain RAM within a page and allowed, fills the TLB and returns the addend (a
+ * multiple of the page size); else, changing nothing, SOFT_MEM_FULL: soft_mem_slow() is called then. */
+uint64_t soft_mem_fast(struct soft_cpu *cpu, uint64_t linear, uint32_t desc);
+/* Full: what is to be added to `linear` for the access, with cpu->unwind == NEXT_GO; cpu->bounce.size is not 0
+ * if it needs a commit. Else cpu->unwind says how to leave, and the instruction has done nothing. Sets cpu->rip. */
 uint64_t soft_mem_slow(struct soft_cpu *cpu, uint64_t linear, uint32_t desc);
-/* After the instruction ran on what soft_mem_slow() gave for a write. NEXT_GO; NEXT_LEAVE if the block
- * that is running was invalidated; NEXT_EXIT for an MMIO write. The instruction is done in any case. */
-enum soft_next soft_mem_commit(struct soft_cpu *cpu);
+/* Full; after the instruction ran on what soft_mem_slow() gave for a write, if bounce.size is not 0. The
+ * instruction is done in any case and cpu->rip is behind it. NEXT_GO; NEXT_LEAVE if the block that is running
+ * was invalidated; NEXT_EXIT for an MMIO write. */
+enum soft_next soft_mem_commit(struct soft_cpu *cpu, uint32_t desc);
+/* Quick: where `linear` is to be fetched from, rights checked, from a small cache or by a walk. 0; -1: not by
+ * quick means (fault, no RAM): use soft_translate_va(ACCESS_FETCH). */
+int soft_fetch_gpa(struct soft_cpu *cpu, uint64_t linear, uint64_t *gpa);
+/* Quick: remembers that cpu->rip (in the mode now) leads to this entry. */
+void soft_jump_cache_put(struct soft_cpu *cpu, uint64_t rip, void *code);
 
 /* CR3 loads, INVLPG, INVPCID, CR4 changes: */
 void soft_tlb_flush_all(struct soft_cpu *cpu, bool global_too);

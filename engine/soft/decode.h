@@ -61,6 +61,7 @@ struct insn {
 	uint16_t isa;          /* ZYDIS_ISA_SET_* */
 	/* Hidden operands: a bit for each GPR that is read or written without being named by a field. */
 	uint16_t implicit_gprs;
+	uint16_t written_gprs; /* named by a field and written */
 	bool implicit_mem;     /* stack or string memory */
 };
 
