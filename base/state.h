@@ -43,12 +43,13 @@ struct state_table {
 	bool (*check)(const void *state);
 };
 
-/* STATE(struct uart_state, lcr), STATE_AT(struct uart_state, lsr, 0x60), STATE_OPT(.., value, flags).
- * Arrays of scalars are taken as such. */
+/* STATE(struct uart_state, lcr), STATE_AT(struct uart_state, lsr, 0x60), STATE_OPT(.., value, flags);
+ * STATE_ARRAY(struct uart_state, fifo) for an array of scalars. A member of another type does not
+ * compile. */
 #define STATE_ELEM_(type, member)                                                                  \
 	_Generic(&((type *)0)->member,                                                             \
 		uint8_t *: 1, int8_t *: 1, bool *: 1, uint16_t *: 2, int16_t *: 2, uint32_t *: 4,      \
-		int32_t *: 4, uint64_t *: 8, int64_t *: 8, default: 0)
+		int32_t *: 4, uint64_t *: 8, int64_t *: 8)
 #define STATE_OPT(type, member, value, opt)                                                        \
 	{.name = #member,                                                                          \
 	 .offset = offsetof(type, member),                                                         \

@@ -5,7 +5,7 @@
  * wider ones are cut into the widest declared size, lowest address first; a narrower read reads the
  * aligned unit around it and takes its part; a narrower write is dropped. An access that reaches over the
  * end of a range is done byte by byte, each byte where it belongs. Unclaimed reads give all ones,
- * unclaimed writes are dropped.
+ * unclaimed writes are dropped. Bytes beyond the limit of the bus are unclaimed.
  *
  * Look-up takes no lock (RCU). Ranges come and go while vCPUs run; a handler may add and remove ranges,
  * its own included.
@@ -32,7 +32,8 @@ struct io_ops {
 	void (*write)(void *arg, uint64_t offset, unsigned size, uint64_t value);
 };
 
-/* Owned by the device, unchanged while on the bus. */
+/* Owned by the device. base and size are unchanged while it is on the bus; the rest and the memory
+ * itself until io_bus_synchronize() after that. */
 struct io_range {
 	const char *name; /* for messages */
 	uint64_t base, size;

@@ -9,7 +9,8 @@
  * over. Those two make their sources replaceable; while the HPET has switched, such sources keep their
  * level but do not reach the line.
  *
- * Any thread, under device locks. Sinks are called under the line's lock and take their own.
+ * Any thread, under device locks. Sinks are called under the lines' lock and take their own; so nothing
+ * here is called under a sink's lock: a controller keeps the levels it was told.
  */
 #ifndef BUS_IRQ_H
 #define BUS_IRQ_H
@@ -29,7 +30,7 @@ struct irq_sink {
 
 struct irq_router {
 	pthread_mutex_t lock;
-	unsigned holders[IRQ_LINES];     /* sources that hold the line up */
+	unsigned holders[IRQ_LINES];     /* sources that hold the line up, but for */
 	unsigned replaceable[IRQ_LINES]; /* those of the replaceable kind, which count while !replaced */
 	bool replaced;
 	struct irq_sink sink[IRQ_SINKS];
