@@ -20,6 +20,18 @@ void irq_router_add_sink(struct irq_router *router,
 	router->sink[router->nsinks++] = (struct irq_sink){.set = set, .arg = arg};
 }
 
+void irq_router_del_sink(struct irq_router *router, void *arg)
+{
+	pthread_mutex_lock(&router->lock);
+	for (unsigned i = 0; i < router->nsinks; i++) {
+		if (router->sink[i].arg != arg)
+			continue;
+		router->sink[i] = router->sink[--router->nsinks];
+		break;
+	}
+	pthread_mutex_unlock(&router->lock);
+}
+
 /* Under the lock. */
 static bool line_level(const struct irq_router *router, unsigned gsi)
 {

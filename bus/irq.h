@@ -20,7 +20,7 @@
 #include <stdint.h>
 
 #define IRQ_LINES 24
-#define IRQ_SINKS 2
+#define IRQ_SINKS 4 /* PIC, I/O APIC, and room for whoever watches */
 
 struct irq_sink {
 	/* The level of the line changed. */
@@ -50,6 +50,8 @@ void irq_router_destroy(struct irq_router *router);
 /* Before the VM runs; at most IRQ_SINKS. */
 void irq_router_add_sink(struct irq_router *router, void (*set)(void *arg, unsigned gsi, bool level),
 			 void *arg);
+/* The sink with that `arg` is not called any more. No-op if it is not there. */
+void irq_router_del_sink(struct irq_router *router, void *arg);
 bool irq_line_level(struct irq_router *router, unsigned gsi);
 
 static inline unsigned irq_isa_gsi(unsigned isa_irq)
