@@ -2,7 +2,8 @@
  * The configuration tree, with bhyve_config(5)'s names: every option is a short way to set one of
  * its keys. A key is a dotted path ("pci.0.3.0.device"); a leaf holds text, a node holds children.
  *
- * The tree is built before the VM starts and read-only afterwards; it takes no locks.
+ * The tree is built before the VM starts and read-only afterwards; it takes no locks. Resolved text is
+ * kept: after config_check() reading changes nothing, so several threads may.
  * Values may refer to other variables by %(name); "%%" is a percent sign. References are resolved
  * when a value is read, never when it is stored or dumped.
  */
@@ -22,14 +23,16 @@ struct config *config_create(void); /* NULL: out of memory */
 void config_destroy(struct config *root);
 
 /* Sets a leaf, making the nodes on the way; replaces an earlier value. -EINVAL: an empty component,
- * a character other than [A-Za-z0-9_-], a node where a leaf should be or the reverse. */
+ * a character other than [A-Za-z0-9_-], a whole key of more than 255 characters, a node where a leaf should be or the
+ * reverse; a value with a line break in it or of 32000 bytes. */
 int config_set(struct config *node, const char *path, const char *value, struct error *err);
 int config_setf(struct config *node, struct error *err, const char *path, const char *fmt, ...)
 	__attribute__((format(printf, 4, 5)));
 /* "key=value", as -o takes it. */
 int config_set_pair(struct config *root, const char *pair, struct error *err);
 /* "first,key=value,flag" as -s and -l take it, below `node`: what has no '=' becomes "true"; the
- * first item is stored under `first_key` if that is not NULL. Commas cannot be escaped. */
+ * first item is stored under `first_key` if that is not NULL. Commas cannot be escaped; an empty item is
+ * refused. A `list` of NULL sets nothing. */
 int config_set_list(struct config *node, const char *list, const char *first_key, struct error *err);
 
 /* The node at `path` (NULL or "" is `node` itself), or NULL. */
@@ -58,8 +61,9 @@ int config_get_u64(struct config *node, const char *path, uint64_t def, uint64_t
 /* Every reference in the tree leads somewhere and none in a circle. */
 int config_check(struct config *root, struct error *err);
 
-/* Reads key=value lines; '#' begins a comment line; blank lines are skipped. A bad line is named as
- * "file:line: what is wrong". */
+/* Reads key=value lines; '#' begins a comment line; blank lines are skipped. All that follows the first
+ * '=' is the value, blanks included. A bad line is named as "file:line: what is wrong"; the lines before
+ * it are set. */
 int config_load(struct config *root, const char *path, struct error *err);
 /* Prints "key=value" lines that config_load() takes, references unresolved. */
 void config_dump(struct config *root, FILE *out);
