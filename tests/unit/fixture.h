@@ -80,8 +80,8 @@ void fixture_fuzz_pio(struct fixture *f, uint16_t base, unsigned size, unsigned 
 		      uint64_t seed);
 void fixture_fuzz_mmio(struct fixture *f, uint64_t base, uint64_t size, unsigned rounds,
 		       uint64_t seed);
-/* Hostile snapshot: restores copies of the device's saved state with random bytes changed. Those that
- * are taken are run: resumed, the clock moved. Returns how many were taken. */
+/* Hostile snapshot: the device's saved state with random bytes, or random values of its fields, changed.
+ * Those that are taken are run: resumed, the clock moved. Returns how many were taken. */
 unsigned fixture_fuzz_state(struct fixture *f, struct device *device, unsigned rounds,
 			    uint64_t seed);
 /* xorshift64*; state must not be 0. */
