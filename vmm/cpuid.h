@@ -42,7 +42,8 @@ struct topology {
 void cpuid_add(struct cpuid_table *table, uint32_t leaf, uint32_t subleaf, bool indexed,
 	       struct cpuid_regs regs);
 /* The entry, or NULL. */
-const struct cpuid_leaf *cpuid_find(const struct cpuid_table *table, uint32_t leaf, uint32_t subleaf);
+const struct cpuid_leaf *cpuid_find(const struct cpuid_table *table, uint32_t leaf,
+				    uint32_t subleaf);
 
 /* Makes the model. `supported` is what the engine can show; x2apic: the bit of that name is shown. */
 void cpuid_model_build(struct cpuid_table *model, const struct cpuid_table *supported,

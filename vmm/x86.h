@@ -94,7 +94,9 @@ struct x86_state {
 	struct x86_msrs msr;
 	struct x86_events events;
 	enum x86_activity activity;
-	uint32_t lapic[256]; /* the xAPIC register page: register at offset 0xN0 in lapic[N * 4] */
+	/* The xAPIC register page: the register at offset 0xN0 in lapic[N * 4]. In x2APIC mode too, but with
+	 * the whole 32-bit id at 0x20; ICR bits 63:32 are at 0x310 in both. */
+	uint32_t lapic[256];
 	uint32_t xsave_size; /* bytes used below */
 	uint8_t xsave[X86_XSAVE_MAX] __attribute__((aligned(64))); /* standard (non-compacted) format */
 };
@@ -176,6 +178,8 @@ enum x86_vector {
 /* The state after RESET (SDM vol. 3 table 9-1): the BSP runs at F000:FFF0 with CS base FFFF0000 and RDX
  * 0xf00, an AP waits for SIPI. XSAVE and the LAPIC page are set to their reset values too. */
 void x86_state_reset(struct x86_state *state, unsigned apic_id, bool bsp);
+/* Switches the local APIC of a reset state to x2APIC mode, as firmware would. */
+void x86_state_set_x2apic(struct x86_state *state, unsigned apic_id);
 /* What INIT and then SIPI leave: RIP 0, CS selector vector << 8, CS base vector << 12. FPU, MSRs, CR0.CD
  * and NW stay as they were. */
 void x86_state_sipi(struct x86_state *state, uint8_t vector);
