@@ -55,7 +55,6 @@ struct vcpu {
 	/* the rest is vm.c's */
 	bool started;
 	_Atomic(struct vcpu_job *) job;
-	int pin;                /* host CPU, -1: any */
 	_Atomic int sipi;       /* start vector sent by another vCPU (EXIT_SPINUP_AP), -1: none */
 	bool spun_down;         /* EXIT_SPINDOWN_CPU: waits for `sipi` */
 };
