@@ -128,30 +128,17 @@ int vcpu_set_state(struct vcpu *vcpu, const struct x86_state *state)
 	return vcpu_call(vcpu, vcpu_set_job, (void *)state);
 }
 
-int vcpu_pin(struct vcpu *vcpu, unsigned host_cpu, struct error *err)
+int vcpu_pin(struct vcpu *vcpu, const cpu_set_t *host_cpus, struct error *err)
 {
-	size_t size = CPU_ALLOC_SIZE(host_cpu + 1ull);
-	cpu_set_t *set;
-	int r;
+	int r = pthread_setaffinity_np(vcpu->thread, sizeof(*host_cpus), host_cpus);
 
-	if (host_cpu >= 65536)
-		return error_set(err, EINVAL, "there is no host CPU %u", host_cpu);
-	set = CPU_ALLOC(host_cpu + 1ull);
-	if (!set)
-		return error_set(err, ENOMEM, "out of memory");
-	CPU_ZERO_S(size, set);
-	CPU_SET_S(host_cpu, size, set);
-	r = pthread_setaffinity_np(vcpu->thread, size, set);
-	CPU_FREE(set);
 	if (r == EINVAL)
-		return error_set(
-			err, r,
-			"cannot pin vCPU %u to host CPU %u: it does not exist or this process "
-			"may not use it (see taskset -p $$)",
-			vcpu->index, host_cpu);
+		return error_set(err, r,
+				 "cannot pin vCPU %u: the host CPUs do not exist or this process may "
+				 "not use them (see taskset -p $$)",
+				 vcpu->index);
 	if (r)
-		return error_set(err, r, "cannot pin vCPU %u to host CPU %u: %s", vcpu->index,
-				 host_cpu, strerror(r));
+		return error_set(err, r, "cannot pin vCPU %u: %s", vcpu->index, strerror(r));
 	return 0;
 }
 

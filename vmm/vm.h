@@ -10,6 +10,7 @@
 #define VMM_VM_H
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -146,8 +147,8 @@ int vcpu_call(struct vcpu *vcpu, int (*fn)(struct vcpu *vcpu, void *arg), void *
 int vcpu_get_state(struct vcpu *vcpu, struct x86_state *state); /* by vcpu_call() */
 int vcpu_set_state(struct vcpu *vcpu, const struct x86_state *state);
 
-/* Pins a vCPU's thread to a host CPU, before vm_run(). */
-int vcpu_pin(struct vcpu *vcpu, unsigned host_cpu, struct error *err);
+/* Lets a vCPU's thread run on these host CPUs only, before vm_run(). */
+int vcpu_pin(struct vcpu *vcpu, const cpu_set_t *host_cpus, struct error *err);
 
 /* Sends an MSI to the engine's local APICs. Any thread, under device locks. */
 void vm_msi(struct vm *vm, uint64_t addr, uint32_t data);
