@@ -18,7 +18,8 @@ struct loop;
 
 int loop_create(struct loop **out, struct error *err);
 void loop_destroy(struct loop *loop);
-/* Runs callbacks until loop_stop(). 0, or -errno if the host refuses epoll. */
+/* Runs callbacks until loop_stop(), at once if that was called before. 0, or -errno if the host refuses
+ * epoll. */
 int loop_run(struct loop *loop);
 void loop_stop(struct loop *loop); /* any thread, signal-safe */
 
@@ -36,7 +37,7 @@ int loop_fd_add(struct loop *loop, struct loop_fd *node, int fd, uint32_t events
 		void (*fn)(void *arg, uint32_t events), void *arg);
 int loop_fd_set(struct loop_fd *node, uint32_t events);
 /* After this the callback is not running and will not run (on the loop thread: will not run again).
- * Not under a lock that the callback takes. No-op when not added. */
+ * Not under a lock that the callback takes. No-op when not added. Before the file is closed. */
 void loop_fd_del(struct loop_fd *node);
 
 /* Work for the loop thread: fn(arg) runs once after one or more posts. */
@@ -51,9 +52,12 @@ int loop_event_init(struct loop *loop, struct loop_event *event, void (*fn)(void
 void loop_event_post(struct loop_event *event); /* any thread, any lock, signal-safe */
 void loop_event_destroy(struct loop_event *event);
 
-/* A signal, blocked in every thread made after this call and told by signalfd. One owner a signal. */
+/* A signal, blocked in every thread made after this call and told by signalfd. One owner a signal: the
+ * second gets -EBUSY. It stays blocked after loop_signal_del(), so that a late one cannot kill skep while
+ * it cleans up. */
 struct loop_signal {
 	struct loop_fd node;
+	int signo;
 	void (*fn)(void *arg, int signo);
 	void *arg;
 };

@@ -28,7 +28,7 @@ uint64_t vclock_now(struct vclock *clock);
 void vclock_pause(struct vclock *clock);  /* timers stop firing; those under way finish elsewhere */
 void vclock_resume(struct vclock *clock);
 bool vclock_paused(struct vclock *clock);
-/* Sets the time of a paused clock (restore). */
+/* Sets the time of a paused clock (restore); no-op while it runs. */
 void vclock_set(struct vclock *clock, uint64_t now_ns);
 /* For tests: moves a paused clock forward to `until_ns`, calling on its way, from this thread, each timer
  * that is due by then, at its deadline or now if that is past, those armed meanwhile included. */
@@ -51,7 +51,9 @@ struct vtimer {
 	void (*fn)(void *arg);
 	void *arg;
 	uint64_t deadline; /* the rest is vclock.c's */
-	uint32_t slot;     /* 1 + index in the heap, 0 when not armed */
+	uint64_t order;
+	struct vtimer *child, *next, *prev;
+	bool armed, closing;
 };
 
 void vtimer_init(struct vtimer *timer, struct vclock *clock, void (*fn)(void *arg), void *arg);
@@ -60,7 +62,9 @@ void vtimer_arm(struct vtimer *timer, uint64_t deadline_ns);
 /* No call begins after this returns, but one may be running on the loop thread. */
 void vtimer_disarm(struct vtimer *timer);
 bool vtimer_armed(struct vtimer *timer);
-/* Disarms and waits for a running callback. Not under a lock that the callback takes. */
+/* Disarms and waits for a running callback; from the callback itself only disarms. It can be
+ * armed no more (no-op) until vtimer_init(). Not under a lock that
+ * the callback takes. Disarming and destroying a zeroed timer is a no-op. */
 void vtimer_destroy(struct vtimer *timer);
 
 #endif
