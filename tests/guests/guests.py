@@ -1,0 +1,114 @@
+"""The tiny guests: which there are, how each is run, and what it must show.
+
+A guest's expected output is in its source, as the lines that begin with ";> ". What is here is the rest: options,
+exit status, and what the host's KVM must be able to do for it (probe_kvm.c). tests/nested runs the same table.
+"""
+
+import pathlib
+
+SOURCE = pathlib.Path(__file__).resolve().parent
+PASS = 0x10 << 1 | 1  # the test device's exit status for EXIT_PASS
+RESET, POWEROFF, HALT, TRIPLE_FAULT, ERROR = range(5)
+
+
+class Guest:
+    def __init__(self, name, *options, source=None, status=PASS, needs=(), button=None, stderr=()):
+        self.name = name              # of the test
+        self.source = source or name  # .asm
+        self.options = options
+        self.status = status
+        self.needs = needs
+        self.button = button          # when this line has come, SIGTERM
+        self.stderr = stderr          # texts that stderr must contain
+
+    @property
+    def is_rom(self):
+        return self.source.startswith('real_')
+
+    @property
+    def image(self):
+        return self.source + ('.rom' if self.is_rom else '.elf')
+
+    def expected(self):
+        text = (SOURCE / (self.source + '.asm')).read_text()
+        return [line[3:] for line in text.splitlines() if line.startswith(';> ')]
+
+    def command(self, skep, engine, directory, vm_name):
+        """The words of the command line; the image and the modules are in `directory`."""
+        words = [skep, '-q', '-E', engine, '-m', '64M', '-l', 'com1,stdio', '-l', 'com2,null', '-l', 'pc-testdev']
+        words += [word.replace('@DIR@', str(directory)) for word in self.options]
+        image = f'{directory}/{self.image}'
+        words += ['-l', f'bootrom,{image}'] if self.is_rom else ['--kernel', image]
+        return words + [vm_name]
+
+    def problems(self, output, status, stderr):
+        """What is wrong with a run, as lines for a person; none if it passed. `stderr` may be None: unknown."""
+        found = []
+        lines = output.replace('\r', '').splitlines()
+        expected = self.expected()
+        if lines != expected:
+            for i in range(max(len(lines), len(expected))):
+                got = lines[i] if i < len(lines) else '(nothing)'
+                want = expected[i] if i < len(expected) else '(nothing)'
+                if got != want:
+                    found.append(f'output line {i + 1}: got "{got}", want "{want}"')
+        if status != self.status:
+            found.append(f'exit status: got {status}, want {self.status}')
+        if stderr is not None:
+            found += [f'stderr lacks "{text}"' for text in self.stderr if text not in stderr]
+        return found
+
+
+LEGACY = ('legacy-irq',)
+MODULES = ('--initrd', '@DIR@/module1.txt', '--initrd', '@DIR@/module2.txt')
+
+GUESTS = [
+    # long mode, PVH
+    Guest('hello', status=POWEROFF),
+    Guest('hello_yield', '-AHP', source='hello', status=POWEROFF),
+    Guest('hello_bhyve_line', '-AHP', '-c', '2', '-s', '0,hostbridge', '-s', '31,lpc', source='hello', status=POWEROFF),
+    Guest('pvhinfo', '--append', 'one two=3 "four five"', *MODULES),
+    Guest('except'),
+    Guest('pio'),
+    Guest('mmio'),
+    Guest('msr_strict'),
+    Guest('msr_lax', '-w'),
+    Guest('strictio', '-e', status=ERROR, stderr=('0x5f0',)),
+    Guest('pit'),
+    Guest('ioapic'),
+    Guest('hpet'),
+    Guest('rtc'),
+    Guest('cmos'),
+    Guest('pm', button='ready for the power button'),
+    Guest('ps2'),
+    Guest('uart'),
+    Guest('misc', '-b', '-o', 'stats=1', stderr=('notifications',)),
+    Guest('pci'),
+    Guest('timers'),
+    Guest('smp_start', '-c', '4'),
+    Guest('ipi', '-c', '4'),
+    Guest('ipi_x2apic', '-c', '4', '-x'),
+    # ways to end
+    Guest('poweroff', status=POWEROFF),
+    Guest('halt', status=HALT),
+    Guest('halt4', '-c', '4', status=HALT),
+    Guest('triple', status=TRIPLE_FAULT, needs=('triple-fault',)),
+    Guest('reset_kbd', status=RESET),
+    Guest('reset_cf9', status=RESET),
+    Guest('reset_92', status=RESET),
+    # protected mode, multiboot
+    Guest('prot_boot', '--append', 'multiboot test', *MODULES),
+    Guest('prot_basic'),
+    Guest('prot_irq', needs=LEGACY),
+    # real mode, boot ROM
+    Guest('real_basic'),
+    Guest('real_irq', needs=LEGACY),
+    Guest('real_reset', status=RESET),
+]
+
+
+def find(name):
+    for guest in GUESTS:
+        if guest.name == name:
+            return guest
+    raise SystemExit(f'no guest {name}')
