@@ -23,7 +23,7 @@ struct kvm_vm {
 	int fd;
 	int vcpu_mmap_size;
 	unsigned vcpus_max;
-	bool tsc_offset; /* KVM_VCPU_TSC_OFFSET is there */
+	bool tsc_offset; /* KVM_VCPU_TSC_OFFSET works */
 	bool exception_payload;
 	uint32_t slots; /* memory slots in use */
 	struct memory_region slot[MEMORY_REGIONS];
@@ -107,6 +107,7 @@ void kvm_ioapic_route(struct vm *vm, unsigned pin, const struct msi *msi, bool l
 void kvm_nmi_send(struct vcpu *vcpu);
 
 /* time.c */
+bool kvm_has_tsc_offset(struct kvm_vcpu *kv);
 void kvm_time_pause(struct vm *vm);
 void kvm_time_resume(struct vm *vm);
 

@@ -33,6 +33,15 @@ static int tsc_offset(struct kvm_vcpu *kv, unsigned long request, uint64_t *offs
 	return kvm_ioctl(kv->fd, request, &attr);
 }
 
+/* There are KVMs that take the attribute and do nothing. */
+bool kvm_has_tsc_offset(struct kvm_vcpu *kv)
+{
+	uint64_t wanted = 0 - __rdtsc(), got = 0;
+
+	return tsc_offset(kv, KVM_SET_DEVICE_ATTR, &wanted) == 0 &&
+	       tsc_offset(kv, KVM_GET_DEVICE_ATTR, &got) == 0 && got == wanted;
+}
+
 static void vcpu_time_pause(struct kvm_vm *kvm, struct kvm_vcpu *kv, uint64_t host_tsc)
 {
 	struct kvm_lapic_state lapic;

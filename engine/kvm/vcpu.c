@@ -72,7 +72,6 @@ static void vcpu_free(struct kvm_vm *kvm, struct kvm_vcpu *kv)
 static int vcpu_open(struct vcpu *vcpu, struct kvm_vcpu *kv, struct error *err)
 {
 	struct kvm_vm *kvm = kvm_of(vcpu->vm);
-	struct kvm_device_attr attr = {.group = KVM_VCPU_TSC_CTRL, .attr = KVM_VCPU_TSC_OFFSET};
 	void *run;
 
 	kv->fd = kvm_ioctl_value(kvm->fd, KVM_CREATE_VCPU, vcpu->index);
@@ -86,7 +85,7 @@ static int vcpu_open(struct vcpu *vcpu, struct kvm_vcpu *kv, struct error *err)
 				 strerror(errno));
 	kv->run = run;
 	if (vcpu->index == 0)
-		kvm->tsc_offset = ioctl(kv->fd, KVM_HAS_DEVICE_ATTR, &attr) == 0;
+		kvm->tsc_offset = kvm_has_tsc_offset(kv);
 	return set_cpuid(vcpu, err);
 }
 
