@@ -321,7 +321,7 @@ static void trigger_levels_and_character_timeout(void **state)
 		fixture_advance(l.f, NS_PER_SEC);
 		if (level[i] > 1) {
 			/* one less than the level: silence, then the timeout after 4 character times */
-			type(&l, "0123456789abc" + (14 - level[i]));
+			type(&l, &"0123456789abc"[14 - level[i]]);
 			assert_int_equal(in(&l, LSR), 0x61);
 			assert_false(irq(&l));
 			fixture_advance(l.f, 4 * CHAR_NS - 8);
@@ -340,7 +340,7 @@ static void trigger_levels_and_character_timeout(void **state)
 			fixture_advance(l.f, NS_PER_SEC);
 			assert_false(irq(&l));
 		}
-		type(&l, "0123456789abcd" + (14 - level[i]));
+		type(&l, &"0123456789abcd"[14 - level[i]]);
 		assert_true(irq(&l));
 		assert_int_equal(in(&l, IIR), 0xc4);
 		in(&l, DATA);
