@@ -91,9 +91,7 @@ main:	call lapic_enable
 	cli
 	mov eax, 0x10060
 	call ioapic_pin
-	sti
-	nop
-	cli
+	DRAIN_IRQ
 	CLEAR_IRQ 0x60
 	mov eax, 5000000
 	sti

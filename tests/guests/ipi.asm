@@ -117,6 +117,7 @@ main:
 	call counts
 	CHECK "nmi to one", 0x0010
 	mov eax, ICR_NMI | ICR_OTHERS
+	mov ecx, 2
 	mov esi, 4
 	call send
 	call counts

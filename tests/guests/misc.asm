@@ -1,9 +1,8 @@
-; Small things: port 0x80, port 0x84 area, bvmcons (-b), the notification port.
+; Small things: port 0x80, port 0x84 area, bvmcons, the notification port.
 ;> PASS port 80 keeps
 ;> PASS port 84 reads
 ;> PASS bvmcons signature
 ;> PASS bvmcons no input
-;> bvm
 ;> PASS notification
 %include "guest64.inc"
 main:	mov al, 0x3c
@@ -20,12 +19,6 @@ main:	mov al, 0x3c
 	CHECK "bvmcons signature", 0x6276
 	in eax, dx
 	CHECK "bvmcons no input", 0xffffffff
-	mov esi, text
-	mov ecx, 4
-.bvm:	lodsb
-	movzx eax, al
-	out dx, eax
-	loop .bvm
 	mov dx, 0x488
 	mov eax, 0x1234
 	out dx, eax
@@ -34,5 +27,4 @@ main:	mov al, 0x3c
 	mov eax, 1
 	CHECK "notification", 1
 	ret
-text:	db "bvm", 10
 END_GUEST

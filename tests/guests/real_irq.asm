@@ -27,7 +27,7 @@ main:	call virtual_wire
 	mov al, 0xff
 	out 0x21, al
 	sti
-	nop
+	in al, 0x61
 	cli
 	mov word [IRQ_COUNT + 0x40], 0
 	sti
@@ -58,7 +58,7 @@ main:	call virtual_wire
 	mov al, 0xff
 	out 0x21, al
 	sti
-	nop
+	in al, 0x61
 	cli
 	mov al, 0x0b            ; ISR
 	out 0x20, al

@@ -146,6 +146,9 @@ main:	mov al, 0x0d
 	CHECK "periodic rate", 700000, 1200000 ; a quarter second: 894886
 	mov ax, 0x260a
 	call cmos_write
+	mov ax, 0x060b
+	call cmos_write
+	DRAIN_IRQ
 	mov ax, 0x160b          ; UIE
 	call cmos_write
 	mov al, 0x0c
@@ -174,6 +177,9 @@ main:	mov al, 0x0d
 	mov ah, al
 	mov al, 1
 	call cmos_write
+	mov ax, 0x060b
+	call cmos_write
+	DRAIN_IRQ
 	mov ax, 0x260b          ; AIE
 	call cmos_write
 	mov al, 0x0c

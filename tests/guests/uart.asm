@@ -33,9 +33,7 @@ hook:	INB COM2 + 2
 	ret
 ; Lets what is pending in, then enables interrupt %1.
 %macro REARM 1
-	sti
-	nop
-	cli
+	DRAIN_IRQ
 	CLEAR_IRQ 0x73
 	OUTB COM2 + 1, %1
 %endmacro

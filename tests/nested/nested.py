@@ -1,0 +1,348 @@
+#!/usr/bin/env python3
+"""Real KVM anywhere: Debian's kernel in QEMU's TCG, whose `-cpu max` emulates AMD SVM with nested paging, runs skep
+on its /dev/kvm. All tiny guests run there, and a Linux guest to its init. Prints TAP, one line a guest.
+
+  nested.py --skep PROGRAM --dir GUEST_IMAGES --probe PROGRAM --cache DIRECTORY [--only NAME ...]
+
+The kernel comes from Debian's linux-image-amd64 and the user space from busybox-static: downloaded once into the cache
+(apt-get download; nothing is installed); SKEP_TEST_CACHE names another one, for several builds. The nest has no python: its init is a shell script made here, which reports on
+the second serial port, and what it reports is judged here by the table of tests/guests/guests.py.
+"""
+
+import argparse
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / 'guests'))
+import guests  # noqa: E402
+
+MODULES = ('kvm-amd',)
+QEMU = ['qemu-system-x86_64', '-accel', 'tcg,thread=multi', '-machine', 'q35', '-cpu', 'max', '-smp', '2', '-m', '1G',
+        '-nodefaults', '-no-user-config', '-display', 'none', '-no-reboot', '-nic', 'none']
+CASE_TIMEOUT = 60   # seconds, in the nest
+NEST_TIMEOUT = 270  # seconds, here
+
+INIT = '''#!/bin/sh
+export PATH=/bin XDG_RUNTIME_DIR=/run
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+exec >/dev/ttyS1 2>&1 </dev/null
+stty raw
+for module in {modules}; do insmod /modules/$module.ko || echo "@note insmod $module failed"; done
+echo "@probe $(/probe_kvm | tr '\\n' ' ')"
+
+# run NAME BUTTON command...: the command's output and status; SIGTERM once BUTTON is a line of the output.
+run() {{
+	name=$1 button=$2
+	shift 2
+	"$@" >/run/out 2>/run/err </dev/null &
+	pid=$!
+	ticks=0
+	while kill -0 $pid 2>/dev/null; do
+		if [ -n "$button" ] && grep -qxF "$button" /run/out; then
+			kill $pid
+			button=
+		fi
+		ticks=$((ticks + 1))
+		[ $ticks -lt {ticks} ] || {{ echo "@note killed after {timeout} s"; kill -9 $pid; }}
+		sleep 0.05
+	done
+	wait $pid
+	status=$?
+	echo "@guest $name"
+	sed 's/^/o:/' /run/out
+	sed 's/^/e:/' /run/err
+	echo
+	echo "@status $status"
+}}
+{runs}
+echo "@end"
+sync
+reboot -f
+'''
+
+LINUX_INIT = '''#!/bin/busybox sh
+/bin/busybox mkdir -p /proc
+/bin/busybox mount -t proc proc /proc
+echo "init reached with $(/bin/busybox nproc) CPUs"
+/bin/busybox grep -m1 -o 'skep\\.marker=[a-z]*' /proc/cmdline
+/bin/busybox poweroff -f
+'''
+LINUX_LINES = ('init reached with 2 CPUs', 'skep.marker=here')
+
+
+def note(text):
+    print(f'# {text}', flush=True)
+
+
+class Cpio:
+    """An initramfs in cpio's "newc" format (Documentation/driver-api/early-userspace/buffer-format.rst)."""
+
+    def __init__(self):
+        self.parts = []
+        self.inode = 0
+        self.directories = set()
+
+    def entry(self, name, mode, data=b'', rdev=(0, 0)):
+        self.inode += 1
+        raw = name.encode() + b'\0'
+        fields = (self.inode, mode, 0, 0, 1, 0, len(data), 0, 0, *rdev, len(raw), 0)
+        head = b'070701' + b''.join(b'%08X' % field for field in fields) + raw
+        self.parts.append(head + b'\0' * (-len(head) % 4) + data + b'\0' * (-len(data) % 4))
+
+    def directory(self, name):
+        if name and name not in self.directories:
+            self.directory(os.path.dirname(name))
+            self.directories.add(name)
+            self.entry(name, 0o040755)
+
+    def file(self, name, data, mode=0o100755):
+        self.directory(os.path.dirname(name))
+        self.entry(name, mode, data)
+
+    def console(self):
+        self.directory('dev')
+        self.entry('dev/console', 0o020600, rdev=(5, 1))
+
+    def bytes(self):
+        self.entry('TRAILER!!!', 0)
+        return b''.join(self.parts)
+
+
+def download(package, cache):
+    """The .deb of a package, from the cache or by apt-get download."""
+    for path in cache.glob(f'{package}_*.deb'):
+        return path
+    note(f'downloading {package}')
+    part = pathlib.Path(tempfile.mkdtemp(dir=cache))  # a cut-off download is never taken for a whole one
+    subprocess.run(['apt-get', 'download', '-q', package], cwd=part, check=True, stdout=subprocess.DEVNULL,
+                   stderr=subprocess.DEVNULL)
+    for path in part.glob('*.deb'):
+        path.rename(cache / path.name)
+    part.rmdir()
+    return next(cache.glob(f'{package}_*.deb'))
+
+
+def kernel_package():
+    """What linux-image-amd64 stands for now."""
+    text = subprocess.run(['apt-cache', 'depends', 'linux-image-amd64'], check=True, stdout=subprocess.PIPE,
+                          text=True).stdout
+    return re.search(r'Depends: (linux-image-\S+)', text).group(1)
+
+
+def unpack(deb, into, *patterns):
+    """The files of a .deb that match, under `into`."""
+    into.mkdir(parents=True, exist_ok=True)
+    tar = subprocess.Popen(['dpkg-deb', '--fsys-tarfile', deb], stdout=subprocess.PIPE)
+    subprocess.run(['tar', '-x', '-C', into, '--wildcards', *patterns], stdin=tar.stdout, check=True)
+    tar.stdout.close()
+    tar.wait()
+
+
+def kernel(cache):
+    """(vmlinuz, modules in the order to insert them)."""
+    deb = next(cache.glob('linux-image-*.deb'), None) or download(kernel_package(), cache)
+    tree = cache / deb.name.split('_')[0]
+    if not (tree / 'complete').exists():
+        unpack(deb, tree, './boot/vmlinuz-*', *(f'*/{name}.ko' for name in ('kvm', 'kvm-amd', 'irqbypass', 'ccp')))
+        (tree / 'complete').touch()
+    files = {path.stem: path for path in tree.rglob('*.ko')}
+    order = []
+
+    def add(name):
+        match = re.search(rb'\0depends=([^\0]*)\0', files[name].read_bytes())
+        for need in match.group(1).decode().split(',') if match else ():
+            if need in files:
+                add(need)
+        if files[name] not in order:
+            order.append(files[name])
+
+    for name in MODULES:
+        add(name)
+    return next((tree / 'boot').glob('vmlinuz-*')), order
+
+
+def busybox(cache):
+    path = pathlib.Path('/bin/busybox')
+    if path.exists() and b'/lib64/ld-linux' not in path.read_bytes()[:4096]:
+        return path
+    deb = download('busybox-static', cache)
+    unpack(deb, cache / 'busybox-static', '*/bin/busybox')
+    return cache / 'busybox-static/bin/busybox'
+
+
+def libraries(program):
+    """Shared libraries and the dynamic loader of a program, as (path it asks for, file)."""
+    text = subprocess.run(['ldd', program], stdout=subprocess.PIPE, text=True).stdout
+    for line in text.splitlines():
+        match = re.search(r'(/\S+) \(0x', line)
+        if match:
+            yield match.group(1), pathlib.Path(match.group(1)).resolve()
+
+
+def stripped(program, work):
+    """The program's bytes without debug information, which would only be loaded slowly."""
+    target = work / (pathlib.Path(program).name + '.stripped')
+    if shutil.which('strip') and subprocess.run(['strip', '-g', '-o', target, program]).returncode == 0:
+        return target.read_bytes()
+    return pathlib.Path(program).read_bytes()
+
+
+def quote(words):
+    return ' '.join("'" + str(word).replace("'", "'\\''") + "'" for word in words)
+
+
+def linux_command(engine):
+    return ['/skep', '-q', '-E', engine, '-c', '2', '-m', '256M', '--kernel', '/linux/vmlinuz', '--initrd',
+            '/linux/initrd', '--append', 'console=ttyS0 quiet panic=-1 skep.marker=here', 'linux']
+
+
+def initramfs(args, cases, with_linux, vmlinuz, modules, work):
+    cpio = Cpio()
+    box = busybox(args.cache).read_bytes()
+    runs = [quote(['run', case.name, case.button or '', *case.command('/skep', 'kvm', '/guests', case.name)])
+            for case in cases]
+    if with_linux:
+        runs.append(quote(['run', 'linux', '', *linux_command('kvm')]))
+        inner = Cpio()
+        inner.console()
+        inner.file('bin/busybox', box)
+        inner.file('init', LINUX_INIT.encode())
+        cpio.file('linux/initrd', inner.bytes())
+        cpio.file('linux/vmlinuz', vmlinuz.read_bytes())
+    cpio.console()
+    for name in ('proc', 'sys', 'run', 'tmp'):
+        cpio.directory(name)
+    cpio.file('bin/busybox', box)
+    cpio.file('bin/sh', box)
+    cpio.file('skep', stripped(args.skep, work))
+    cpio.file('probe_kvm', stripped(args.probe, work))
+    for asked, path in {pair for program in (args.skep, args.probe) for pair in libraries(program)}:
+        cpio.file(asked.lstrip('/'), path.read_bytes())
+    for path in sorted({case.image for case in cases} | {'module1.txt', 'module2.txt'}):
+        cpio.file(f'guests/{path}', (pathlib.Path(args.dir) / path).read_bytes(), 0o100644)
+    for path in modules:
+        cpio.file(f'modules/{path.name}', path.read_bytes(), 0o100644)
+    script = INIT.format(modules=' '.join(path.stem for path in modules), runs='\n'.join(runs),
+                         ticks=CASE_TIMEOUT * 20, timeout=CASE_TIMEOUT)
+    cpio.file('init', script.encode())
+    target = work / 'initramfs'
+    target.write_bytes(cpio.bytes())
+    return target
+
+
+class Report:
+    """Reads the nest's lines and prints a TAP line for each guest as it comes."""
+
+    def __init__(self, cases, with_linux):
+        self.cases = {case.name: case for case in cases}
+        self.waiting = [case.name for case in cases] + (['linux'] if with_linux else [])
+        self.number = 0
+        self.failed = 0
+        self.started = time.monotonic()
+        self.name = None
+
+    def result(self, name, problems, output=(), errors=()):
+        self.number += 1
+        self.waiting.remove(name)
+        now = time.monotonic()
+        print(f'{"not ok" if problems else "ok"} {self.number} - {name}', flush=True)
+        note(f'{name}: {now - self.started:.2f} s')
+        self.started = now
+        if problems:
+            self.failed += 1
+            for text in (*problems, '--- output', *output, '--- stderr', *errors):
+                note(text)
+
+    def line(self, line):
+        if line.startswith('@probe'):
+            note(f'the nest\'s KVM: {line[7:]}')
+            self.started = time.monotonic()
+        elif line.startswith('@note'):
+            note(line[6:])
+        elif line.startswith('@guest '):
+            self.name, self.output, self.errors = line[7:], [], []
+        elif line.startswith('o:') and self.name:
+            self.output.append(line[2:])
+        elif line.startswith('e:') and self.name:
+            self.errors.append(line[2:])
+        elif line.startswith('@status ') and self.name in self.waiting:
+            self.judge(int(line[8:]))
+
+    def judge(self, status):
+        output, errors = '\n'.join(self.output), '\n'.join(self.errors)
+        if self.name == 'linux':
+            problems = [f'output lacks "{text}"' for text in LINUX_LINES if text not in output]
+            if status != guests.POWEROFF:
+                problems.append(f'exit status: got {status}, want {guests.POWEROFF}')
+        else:
+            problems = self.cases[self.name].problems(output, status, errors)
+        self.result(self.name, problems, self.output, self.errors)
+        self.name = None
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--skep', required=True)
+    parser.add_argument('--dir', required=True)
+    parser.add_argument('--probe', required=True)
+    parser.add_argument('--cache', required=True, type=pathlib.Path)
+    parser.add_argument('--only', nargs='*')
+    args = parser.parse_args()
+    # Build directories can share what was downloaded.
+    args.cache = pathlib.Path(os.environ.get('SKEP_TEST_CACHE', args.cache)).resolve()
+    work = args.cache / f'work.{os.getpid()}'
+    work.mkdir(parents=True)
+
+    cases = [case for case in guests.GUESTS if not args.only or case.name in args.only]
+    with_linux = not args.only or 'linux' in args.only
+    try:
+        vmlinuz, modules = kernel(args.cache)
+        image = initramfs(args, cases, with_linux, vmlinuz, modules, work)
+    except (OSError, subprocess.CalledProcessError, StopIteration, AttributeError) as error:
+        print(f'Bail out! cannot make the nest (apt-get update, and a Debian mirror in reach?): {error!r}')
+        return 1
+    console = work / 'console.log'
+    report = Report(cases, with_linux)
+    nest = subprocess.Popen([*QEMU, '-kernel', vmlinuz, '-initrd', image, '-append', 'console=ttyS0 quiet panic=-1',
+                             '-serial', f'file:{console}', '-serial', 'stdio'],
+                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    watchdog = subprocess.Popen(['sleep', str(NEST_TIMEOUT)])
+    try:
+        os.set_blocking(nest.stdout.fileno(), False)
+        pending = b''
+        while watchdog.poll() is None:
+            data = nest.stdout.read()
+            if data is None:
+                time.sleep(0.02)
+                continue
+            if not data:
+                break
+            *lines, pending = (pending + data).split(b'\n')
+            for raw in lines:
+                report.line(raw.decode(errors='replace').rstrip('\r'))
+    finally:
+        watchdog.kill()
+        nest.kill()
+        nest.wait()
+        watchdog.wait()
+    for name in list(report.waiting):
+        report.result(name, ['the nest ended before it'])
+    if report.failed:
+        for text in console.read_text(errors='replace').splitlines()[-30:] if console.exists() else ():
+            note(f'nest console: {text}')
+    print(f'1..{report.number}')
+    shutil.rmtree(work)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
