@@ -10,6 +10,7 @@
 #define LAPIC_TMCCT (0x390 / 4)
 #define MSR_TSC 0x10
 #define MSR_TSC_DEADLINE 0x6e0
+#define MSR_DEBUGCTL 0x1d9
 
 static const struct {
 	uint32_t index;
@@ -31,7 +32,6 @@ static const struct {
 	MSR(0x277, pat),
 	MSR(0x3b, tsc_adjust),
 	MSR(0x1a0, misc_enable),
-	MSR(0x1d9, debugctl),
 	MSR(0x48, spec_ctrl),
 	MSR(0x2ff, mtrr_def_type),
 	MSR(0x250, mtrr_fixed[0]),
@@ -377,6 +377,16 @@ static int get_xsave(struct vcpu *vcpu, struct kvm_vcpu *kv, struct x86_state *s
 	return 0;
 }
 
+/* KVM logs a line for every write to it on CPUs without LBR virtualization, of a zero too. */
+static int set_debugctl(struct kvm_vcpu *kv, uint64_t value)
+{
+	uint64_t old;
+
+	if (kvm_get_msr(kv, MSR_DEBUGCTL, &old) < 0)
+		old = 0;
+	return old == value ? 0 : kvm_set_msr(kv, MSR_DEBUGCTL, value);
+}
+
 int kvm_vcpu_get_state(struct vcpu *vcpu, struct x86_state *state)
 {
 	struct kvm_vcpu *kv = kvm_vcpu_of(vcpu);
@@ -387,6 +397,7 @@ int kvm_vcpu_get_state(struct vcpu *vcpu, struct x86_state *state)
 	    (r = get_xsave(vcpu, kv, state)) < 0 ||
 	    (r = transfer_msrs(kv, KVM_GET_MSRS, state)) < 0)
 		return r;
+	kvm_get_msr(kv, MSR_DEBUGCTL, &state->msr.debugctl); /* 0 if the CPU has none */
 	if (kv->extint_vector >= 0) {
 		state->events.interrupt_pending = true;
 		state->events.interrupt_vector = (uint8_t)kv->extint_vector;
@@ -428,6 +439,7 @@ static int set_parts(struct kvm_vcpu *kv, const struct x86_state *state, bool pa
 	    (r = kvm_ioctl(kv->fd, KVM_SET_XSAVE, &xsave)) < 0 ||
 	    (r = kvm_ioctl(kv->fd, KVM_SET_LAPIC, &lapic)) < 0 ||
 	    (r = transfer_msrs(kv, KVM_SET_MSRS, (struct x86_state *)state)) < 0 ||
+	    (r = set_debugctl(kv, state->msr.debugctl)) < 0 ||
 	    (r = kvm_ioctl(kv->fd, KVM_SET_DEBUGREGS, &debug)) < 0 ||
 	    (r = kvm_ioctl(kv->fd, KVM_SET_MP_STATE, &mp)) < 0)
 		return r;

@@ -33,13 +33,16 @@ static int tsc_offset(struct kvm_vcpu *kv, unsigned long request, uint64_t *offs
 	return kvm_ioctl(kv->fd, request, &attr);
 }
 
-/* There are KVMs that take the attribute and do nothing. */
+/* There are KVMs that take the attribute and do nothing. Where the host's TSC is unstable KVM moves the
+ * offset a little at each call. (Writing MSR_TSC instead is second best: KVM takes a value within a second
+ * of the one it expects for an attempt to synchronize, so shorter pauses are seen.) */
 bool kvm_has_tsc_offset(struct kvm_vcpu *kv)
 {
 	uint64_t wanted = 0 - __rdtsc(), got = 0;
 
 	return tsc_offset(kv, KVM_SET_DEVICE_ATTR, &wanted) == 0 &&
-	       tsc_offset(kv, KVM_GET_DEVICE_ATTR, &got) == 0 && got == wanted;
+	       tsc_offset(kv, KVM_GET_DEVICE_ATTR, &got) == 0 &&
+	       got - wanted + NS_PER_SEC < 2 * NS_PER_SEC;
 }
 
 static void vcpu_time_pause(struct kvm_vm *kvm, struct kvm_vcpu *kv, uint64_t host_tsc)
