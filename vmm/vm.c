@@ -133,10 +133,11 @@ int vcpu_pin(struct vcpu *vcpu, const cpu_set_t *host_cpus, struct error *err)
 	int r = pthread_setaffinity_np(vcpu->thread, sizeof(*host_cpus), host_cpus);
 
 	if (r == EINVAL)
-		return error_set(err, r,
-				 "cannot pin vCPU %u: the host CPUs do not exist or this process may "
-				 "not use them (see taskset -p $$)",
-				 vcpu->index);
+		return error_set(
+			err, r,
+			"cannot pin vCPU %u: the host CPUs do not exist or this process may "
+			"not use them (see taskset -p $$)",
+			vcpu->index);
 	if (r)
 		return error_set(err, r, "cannot pin vCPU %u: %s", vcpu->index, strerror(r));
 	return 0;
@@ -200,9 +201,13 @@ static void vm_kick_all(struct vm *vm)
 
 void vm_request(struct vm *vm, enum vm_end end)
 {
-	int none = VM_END_NONE;
+	_Atomic int *now = &vm->priv->end;
+	int before = VM_END_NONE;
 
-	if (!atomic_compare_exchange_strong(&vm->priv->end, &none, end))
+	/* A reset that restarts ends nothing, so what does end the VM goes before it. */
+	if (!atomic_compare_exchange_strong(now, &before, end) &&
+	    !(before == VM_END_RESET && vm->priv->restart &&
+	      atomic_compare_exchange_strong(now, &before, end)))
 		return;
 	vm_kick_all(vm);
 	loop_event_post(&vm->priv->request);
@@ -220,14 +225,16 @@ static void vm_take_request(void *arg)
 	struct vm *vm = arg;
 	struct vm_private *priv = vm->priv;
 	struct error err = {.text = ""};
-	int r = -ECANCELED;
+	int r = -ECANCELED, reset = VM_END_RESET;
 
 	if (atomic_load(&priv->end) == VM_END_RESET && priv->restart) {
 		vm_pause(vm);
 		r = priv->restart(priv->restart_arg, &err);
 		if (r)
 			log_error(vm->log, "the VM cannot restart: %s", err.text);
-		atomic_store(&priv->end, r ? VM_END_ERROR : VM_END_NONE);
+		if (!atomic_compare_exchange_strong(&priv->end, &reset,
+						    r ? VM_END_ERROR : VM_END_NONE))
+			r = -ECANCELED; /* a request to end came while it restarted */
 		vm_resume(vm);
 	}
 	if (r)

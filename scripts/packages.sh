@@ -1,0 +1,48 @@
+# Sourced by the scripts beside it: installs the Debian packages that are missing.
+
+# What a build takes: the compiler, liburcu (lock-free bus look-up), libbsd (the process's title), Zydis (the
+# soft engine's decoder), nasm (the tiny guests), cmocka (the unit tests).
+build_packages="gcc libc6-dev meson ninja-build pkg-config liburcu-dev libbsd-dev libzydis-dev nasm libcmocka-dev"
+# What the tests take besides: the other compiler, and what looks at our tables, pages and guests.
+test_packages="clang mandoc acpica-tools dmidecode"
+
+# need_packages PACKAGE...: says which ones it is about to install, and installs them.
+need_packages() {
+	missing=
+	for package in "$@"; do
+		case $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) in
+		installed) ;;
+		*) missing="$missing $package" ;;
+		esac
+	done
+	[ -n "$missing" ] || return 0
+	echo "Installing Debian packages:$missing"
+
+	sudo=
+	if [ "$(id -u)" -ne 0 ]; then
+		if ! command -v sudo >/dev/null; then
+			echo "$0: installing packages takes root, and there is no sudo: run as root" \
+				"apt-get install$missing" >&2
+			exit 1
+		fi
+		sudo=sudo
+	fi
+	apt="$sudo env DEBIAN_FRONTEND=noninteractive apt-get -q -y"
+	if ! ls /var/lib/apt/lists/*_Packages* >/dev/null 2>&1; then
+		$apt update >/dev/null
+	fi
+	# A list of packages that is too old names versions that are gone.
+	# shellcheck disable=SC2086
+	$apt install --no-install-recommends $missing >/dev/null ||
+		{ $apt update >/dev/null && $apt install --no-install-recommends $missing >/dev/null; }
+}
+
+# build_in DIRECTORY [MESON-OPTION...]: configures it if need be, and builds.
+build_in() {
+	directory=$1
+	shift
+	[ -f "$directory/build.ninja" ] || meson setup "$directory" "$@" >"$directory.log" 2>&1 ||
+		{ cat "$directory.log" >&2; rm -f "$directory.log"; return 1; }
+	rm -f "$directory.log"
+	ninja -C "$directory"
+}

@@ -1,0 +1,134 @@
+#!/usr/bin/env python3
+"""Bad input gets one clear line that names the option, what is wrong and what is right; status 4; nothing
+started."""
+
+import os
+import re
+
+import cli
+
+# Arguments, and what the message has to say. What takes an engine to find is in control.py.
+KERNEL = cli.KERNEL
+CASES = [
+    # unknown options and devices
+    (['-z', 'vm0'], ['-z', 'no such option']),
+    (['--bogus', 'vm0'], ['--bogus', 'no such option']),
+    (['-s', '3,nosuch', 'vm0'], ['-s 3,nosuch', "'nosuch'", 'hostbridge', 'lpc']),
+    (['-s', '4,virtio-blk,disk.img', 'vm0'], ['-s 4,virtio-blk', 'hostbridge']),
+    (['-l', 'com9,stdio', 'vm0'], ['-l com9', 'com1', 'bootrom']),
+    (['-l', 'tpm,passthru', 'vm0'], ['-l tpm', 'com1']),
+    (['-E', 'xen', KERNEL, 'vm0'], ['-E xen', 'kvm', 'soft']),
+    # slots
+    (['-s', '3,hostbridge', '-s', '3,lpc', 'vm0'], ['-s 3,lpc', '0:3:0', 'hostbridge']),
+    (['-s', '32,lpc', 'vm0'], ['-s 32,lpc', 'slot', '0-31']),
+    (['-s', '1:2:9,lpc', 'vm0'], ['-s 1:2:9,lpc', 'function', '0-7']),
+    (['-s', '300:2:0,lpc', 'vm0'], ['-s 300:2:0,lpc', 'bus', '0-255']),
+    (['-s', 'lpc', 'vm0'], ['-s lpc', 'slot']),
+    (['-s', '3', 'vm0'], ['-s 3', 'no device named']),
+    # memory
+    (['-m', '0', KERNEL, 'vm0'], ['-m 0']),
+    (['-m', 'much', KERNEL, 'vm0'], ['-m much']),
+    (['-m', '12Q', KERNEL, 'vm0'], ['-m 12Q']),
+    (['-m', '-5', KERNEL, 'vm0'], ['-m -5']),
+    (['-m', '5000T', KERNEL, 'vm0'], ['-m 5000T']),
+    (['-m', '2T', KERNEL, 'vm0'], ['-m 2T', '1024G']),
+    (['-m', '512K', KERNEL, 'vm0'], ['-m 512K', '1M']),
+    (['-o', 'memory.size=none', KERNEL, 'vm0'], ['none']),
+    # vCPUs
+    (['-c', '0', 'vm0'], ['-c 0', '1', '64']),
+    (['-c', '65', 'vm0'], ['-c 65', '64']),
+    (['-c', '4000000000', 'vm0'], ['-c 4000000000', '64']),
+    (['-c', '2,sockets=2,cores=2', 'vm0'], ['-c', 'product']),
+    (['-c', 'cpus=2,dies=1', 'vm0'], ['-c', "'dies'", 'sockets']),
+    (['-p', '0:x', 'vm0'], ['-p 0:x', 'vcpu:hostcpu']),
+    # UUID, numbers, texts
+    (['-U', 'none', 'vm0'], ['-U none', 'UUID', '8-4-4-4-12']),
+    (['-g', '70000', 'vm0'], ['-g 70000', '65535']),
+    (['-o', 'reboot=perhaps', KERNEL, 'vm0'], ['reboot=perhaps', 'restart']),
+    (['-o', 'nothing', 'vm0'], ['-o nothing']),
+    (['-o', 'a=%(b)', 'vm0'], ['a', 'b']),
+    # files
+    (['-k', '/nonexistent', 'vm0'], ['-k /nonexistent', 'No such file']),
+    (['--kernel', '/nonexistent', 'vm0'], ['--kernel', '/nonexistent', 'No such file']),
+    (['--kernel', '/', 'vm0'], ['--kernel', '/', 'directory']),
+    ([KERNEL, '--initrd', '/nonexistent', 'vm0'], ['--initrd', '/nonexistent', 'No such file']),
+    (['-l', 'bootrom,/nonexistent', 'vm0'], ['-l bootrom', '/nonexistent', 'No such file']),
+    # the line as a whole
+    ([], ['vmname']),
+    (['vm0'], ['boot', '--kernel', '-l bootrom']),
+    (['vm0', 'vm1'], ["'vm1'", 'name']),
+    (['a/b'], ["'a/b'", 'letters']),
+    (['-m'], ['-m', 'argument']),
+    (['-l', 'bootrom,x', KERNEL, 'vm0'], ['--kernel', '-l bootrom']),
+    (['--initrd', 'x', '-l', 'bootrom,x', 'vm0'], ['--initrd', '--kernel']),
+    # bhyve's that are not here
+    (['-G', '1234', 'vm0'], ['-G', 'not supported']),
+    (['-f', 'name=opt/x,string=y', 'vm0'], ['-f', 'not supported']),
+    (['-K', 'de', 'vm0'], ['-K', 'not supported']),
+    (['-n', 'id=0,size=1G', 'vm0'], ['-n', 'not supported']),
+    (['-r', 'file', 'vm0'], ['-r', 'not supported']),
+    (['-l', 'bootrom,rom,vars', 'vm0'], ['-l bootrom', 'VARS']),
+]
+
+
+class Refusals(cli.SkepTest):
+    def test_cases(self):
+        for args, wanted in CASES:
+            with self.subTest(args=args):
+                self.refused(args, wanted)
+
+    def test_malformed_file_names_its_line(self):
+        path = self.dir / 'conf'
+        path.write_text('# a comment\n\ncpus=1\nno equals sign\n')
+        self.refused(['-k', str(path), 'vm0'], ['-k', f'{path}:4'])
+        path.write_text('cpus=1\na..b=2\n')
+        self.refused(['-k', str(path), 'vm0'], [f'{path}:2'])
+
+    def test_unreadable_file(self):
+        path = self.dir / 'conf'
+        path.write_text('cpus=1\n')
+        path.chmod(0)
+        if os.access(path, os.R_OK):
+            path = self.dir  # root reads everything but a directory
+        self.refused(['-k', str(path), 'vm0'], ['-k', str(path)])
+
+
+class Help(cli.SkepTest):
+    def test_usage_lists_every_option(self):
+        result = self.skep('-h')
+        self.assertEqual((result.returncode, result.stderr), (0, ''))
+        for letter in 'abcCDeEgHhIklmopPqsSuUwWxYA':
+            self.assertRegex(result.stdout, rf'(?m)^  -{letter}( |$)')
+        for name in ('kernel', 'initrd', 'append'):
+            self.assertIn(f'--{name} ', result.stdout)
+
+    def test_devices_come_from_the_registry(self):
+        pci, lpc = self.skep('-s', 'help'), self.skep('-l', 'help')
+        self.assertEqual((pci.returncode, lpc.returncode), (0, 0))
+        for name in ('hostbridge', 'amd_hostbridge', 'lpc'):
+            self.assertRegex(pci.stdout, rf'(?m)^  {name}\b')
+        for name in ('com1', 'com4', 'pc-testdev', 'bootrom'):
+            self.assertRegex(lpc.stdout, rf'(?m)^  {name}\b')
+
+    def test_dump_is_a_file_for_k(self):
+        line = ['-AHP', '-c', '2', '-m', '512M', '-s', '0,hostbridge', '-s', '31,lpc', '-l', 'com1,stdio', '--kernel',
+                'k', '--append', 'a=b c', '-o', 'config.dump=1', 'vm0']
+        first = self.skep(*line)
+        self.assertEqual((first.returncode, first.stderr), (1, ''))
+        self.assertIn('pci.0.31.0.device=lpc\n', first.stdout)
+        (self.dir / 'conf').write_text(first.stdout)
+        second = self.skep('-k', str(self.dir / 'conf'), '-o', 'config.dump=1')
+        self.assertEqual(first.stdout, second.stdout)
+
+    def test_skepctl_without_a_vm(self):
+        result = self.skepctl('nosuch', 'status')
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("'nosuch'", result.stderr)
+        self.assertEqual(self.skepctl().returncode, 1)
+        self.assertEqual(self.skepctl('-h').returncode, 0)
+        result = self.skepctl('list')
+        self.assertEqual((result.returncode, re.findall(str(self.dir), result.stdout)), (0, []))
+
+
+if __name__ == '__main__':
+    cli.main()
