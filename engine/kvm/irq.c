@@ -60,9 +60,10 @@ int kvm_msi_send(struct vm *vm, const struct msi *msi)
 
 static int set_routes(struct kvm_vm *kvm)
 {
-	struct {
+	union {
 		struct kvm_irq_routing head;
-		struct kvm_irq_routing_entry entry[IOAPIC_PINS];
+		uint8_t space[sizeof(struct kvm_irq_routing) +
+			      IOAPIC_PINS * sizeof(struct kvm_irq_routing_entry)];
 	} table;
 
 	memset(&table, 0, sizeof(table));
@@ -71,7 +72,7 @@ static int set_routes(struct kvm_vm *kvm)
 
 		if (!kvm->routed[pin])
 			continue;
-		table.entry[table.head.nr++] = (struct kvm_irq_routing_entry){
+		table.head.entries[table.head.nr++] = (struct kvm_irq_routing_entry){
 			.gsi = pin,
 			.type = KVM_IRQ_ROUTING_MSI,
 			.u.msi = {.address_lo = (uint32_t)msi->addr,

@@ -244,10 +244,15 @@ static unsigned kvm_vcpus_max(struct vm *vm)
 
 /* ---- CPUID ---- */
 
-struct kvm_cpuid_buffer {
-	struct kvm_cpuid2 head;
-	struct kvm_cpuid_entry2 entry[KVM_CPUID_MAX];
-};
+struct kvm_cpuid2 *kvm_cpuid_alloc(unsigned entries)
+{
+	struct kvm_cpuid2 *cpuid =
+		calloc(1, sizeof(*cpuid) + entries * sizeof(struct kvm_cpuid_entry2));
+
+	if (cpuid)
+		cpuid->nent = entries;
+	return cpuid;
+}
 
 /* KVM counts TSC_DEADLINE apart: it depends on the irqchip. */
 static void cpuid_fix(struct kvm_vm *kvm, struct kvm_cpuid_entry2 *entry)
@@ -290,15 +295,14 @@ static int kvm_cpuid_supported(struct vm *vm, struct cpuid_table *table, uint64_
 			       struct error *err)
 {
 	struct kvm_vm *kvm = kvm_of(vm);
-	struct kvm_cpuid_buffer *buffer = calloc(1, sizeof(*buffer));
+	struct kvm_cpuid2 *buffer = kvm_cpuid_alloc(KVM_CPUID_MAX);
 	int r;
 
 	if (!buffer)
 		return error_set(err, ENOMEM, "out of memory");
-	buffer->head.nent = KVM_CPUID_MAX;
 	r = kvm_ioctl(kvm->dev, KVM_GET_SUPPORTED_CPUID, buffer);
-	for (unsigned i = 0; r >= 0 && i < buffer->head.nent; i++) {
-		struct kvm_cpuid_entry2 *entry = &buffer->entry[i];
+	for (unsigned i = 0; r >= 0 && i < buffer->nent; i++) {
+		struct kvm_cpuid_entry2 *entry = &buffer->entries[i];
 
 		cpuid_fix(kvm, entry);
 		cpuid_add(table, entry->function, entry->index,

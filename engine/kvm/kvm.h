@@ -62,6 +62,9 @@ int kvm_open(struct error *err);
 /* An empty VM; -errno with text. */
 int kvm_create_fd(int dev, struct error *err);
 
+/* Room for so many entries, zeroed; free() it. */
+struct kvm_cpuid2 *kvm_cpuid_alloc(unsigned entries);
+
 int kvm_probe(const char **why, struct error *err);
 
 static inline struct kvm_vm *kvm_of(struct vm *vm)

@@ -68,20 +68,21 @@ static const struct {
 };
 #define MSRS (sizeof(msrs) / sizeof(msrs[0]))
 
-struct msr_buffer {
+union msr_buffer {
 	struct kvm_msrs head;
-	struct kvm_msr_entry entry[MSRS];
+	uint8_t space[sizeof(struct kvm_msrs) + MSRS * sizeof(struct kvm_msr_entry)];
 };
 
 static int msr_call(struct kvm_vcpu *kv, unsigned long request, uint32_t index, uint64_t *value)
 {
-	struct {
-		struct kvm_msrs head;
-		struct kvm_msr_entry entry;
-	} buffer = {.head = {.nmsrs = 1}, .entry = {.index = index, .data = *value}};
-	int r = kvm_ioctl(kv->fd, request, &buffer);
+	union msr_buffer buffer;
+	int r;
 
-	*value = buffer.entry.data;
+	memset(&buffer, 0, sizeof(struct kvm_msrs) + sizeof(struct kvm_msr_entry));
+	buffer.head.nmsrs = 1;
+	buffer.head.entries[0] = (struct kvm_msr_entry){.index = index, .data = *value};
+	r = kvm_ioctl(kv->fd, request, &buffer);
+	*value = buffer.head.entries[0].data;
 	return r < 0 ? r : r == 1 ? 0 : -ENXIO;
 }
 
@@ -100,7 +101,7 @@ int kvm_set_msr(struct kvm_vcpu *kv, uint32_t index, uint64_t value)
  * writing anything but 0 to it cannot be. */
 static int transfer_msrs(struct kvm_vcpu *kv, unsigned long request, struct x86_state *state)
 {
-	struct msr_buffer buffer;
+	union msr_buffer buffer;
 	int r;
 
 	for (size_t first = 0, n; first < MSRS; first += n + 1) {
@@ -108,16 +109,18 @@ static int transfer_msrs(struct kvm_vcpu *kv, unsigned long request, struct x86_
 		memset(&buffer, 0, sizeof(buffer));
 		buffer.head.nmsrs = (uint32_t)n;
 		for (size_t i = 0; i < n; i++) {
-			buffer.entry[i].index = msrs[first + i].index;
-			memcpy(&buffer.entry[i].data, (char *)state + msrs[first + i].offset, 8);
+			buffer.head.entries[i].index = msrs[first + i].index;
+			memcpy(&buffer.head.entries[i].data, (char *)state + msrs[first + i].offset,
+			       8);
 		}
 		r = kvm_ioctl(kv->fd, request, &buffer);
 		if (r < 0)
 			return r;
 		n = (size_t)r;
 		for (size_t i = 0; request == KVM_GET_MSRS && i < n; i++)
-			memcpy((char *)state + msrs[first + i].offset, &buffer.entry[i].data, 8);
-		if (request == KVM_SET_MSRS && first + n < MSRS && buffer.entry[n].data != 0)
+			memcpy((char *)state + msrs[first + i].offset, &buffer.head.entries[i].data,
+			       8);
+		if (request == KVM_SET_MSRS && first + n < MSRS && buffer.head.entries[n].data != 0)
 			return -EINVAL;
 	}
 	return 0;

@@ -33,20 +33,16 @@ int kvm_kick_signal(void)
 static int set_cpuid(struct vcpu *vcpu, struct error *err)
 {
 	const struct cpuid_table *model = &vcpu->vm->cpuid;
-	struct {
-		struct kvm_cpuid2 head;
-		struct kvm_cpuid_entry2 entry[CPUID_LEAVES_MAX];
-	} *buffer = calloc(1, sizeof(*buffer));
+	struct kvm_cpuid2 *buffer = kvm_cpuid_alloc(model->n);
 	int r;
 
 	if (!buffer)
 		return error_set(err, ENOMEM, "out of memory");
-	buffer->head.nent = model->n;
 	for (unsigned i = 0; i < model->n; i++) {
 		const struct cpuid_leaf *leaf = &model->leaf[i];
 		struct cpuid_regs regs = cpuid_for_vcpu(leaf, &vcpu->vm->topology, vcpu->index);
 
-		buffer->entry[i] = (struct kvm_cpuid_entry2){
+		buffer->entries[i] = (struct kvm_cpuid_entry2){
 			.function = leaf->leaf,
 			.index = leaf->subleaf,
 			.flags = leaf->indexed ? KVM_CPUID_FLAG_SIGNIFCANT_INDEX : 0,

@@ -500,13 +500,14 @@ static void test_triple_fault(void **state)
 /* A wide access comes in pieces; a state read in the midst of pauses must never be half of it. */
 static void test_wide_mmio(void **state)
 {
-	struct x86_state *x86 = aligned_alloc(64, sizeof(*x86));
+	struct x86_state *x86;
 	struct machine m;
 	uint64_t xmm[2];
 	(void)state;
 
 	if (emulated)
 		skip();
+	x86 = aligned_alloc(64, sizeof(*x86));
 	machine_make(&m, 1);
 	/* mov ebx,d0000000; movups xmm0,[rbx]; off */
 	LOAD(&m, 64, 0xbb, 0, 0, 0, 0xd0, 0x0f, 0x10, 0x03, OFF);
