@@ -761,6 +761,29 @@ static void tcp_serves_one_after_the_other(void **state)
 	user_end(&u);
 }
 
+/* As `echo command | nc -N`. */
+static void tcp_client_done_sending_gets_its_answer(void **state)
+{
+	char text[16] = "";
+	struct user u;
+	int fd;
+
+	(void)state;
+	user_open(&u, "tcp=0");
+	fd = tcp_connect(tcp_port(&u));
+	connected(&u, fd);
+	assert_int_equal(write(fd, "?", 1), 1);
+	shutdown(fd, SHUT_WR);
+	UNTIL(&u, console_readable(u.console));
+	for (unsigned i = 0; i < 4; i++)
+		turn(&u);
+	assert_int_equal(console_write(u.console, "answer", 6), 6);
+	assert_int_equal(read_all(&u, fd, text, sizeof(text)), 6);
+	assert_string_equal(text, "answer");
+	close(fd);
+	user_end(&u);
+}
+
 static void tcp_client_that_goes_frees_the_guest(void **state)
 {
 	struct user u;
@@ -883,6 +906,7 @@ int main(void)
 		cmocka_unit_test(tty_path_works_and_is_restored),
 		cmocka_unit_test(pty_waits_for_nobody),
 		cmocka_unit_test(tcp_serves_one_after_the_other),
+		cmocka_unit_test(tcp_client_done_sending_gets_its_answer),
 		cmocka_unit_test(tcp_client_that_goes_frees_the_guest),
 		cmocka_unit_test(unix_socket_is_private_and_goes_away),
 		cmocka_unit_test(close_flushes_but_does_not_hang),

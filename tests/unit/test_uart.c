@@ -361,6 +361,28 @@ static void trigger_levels_and_character_timeout(void **state)
 	end(&l);
 }
 
+/* A read and an arrival each put the timeout off. */
+static void timeout_is_put_off(void **state)
+{
+	struct line l;
+
+	(void)state;
+	start_connected(&l);
+	program(&l, 0xc7, 0x01);
+	fixture_advance(l.f, NS_PER_SEC);
+	type(&l, "abc");
+	fixture_advance(l.f, 3 * CHAR_NS);
+	assert_int_equal(in(&l, DATA), 'a');
+	fixture_advance(l.f, 3 * CHAR_NS);
+	assert_false(irq(&l));
+	type(&l, "d");
+	fixture_advance(l.f, 4 * CHAR_NS - 8);
+	assert_false(irq(&l));
+	fixture_advance(l.f, 16);
+	assert_int_equal(in(&l, IIR), 0xcc);
+	end(&l);
+}
+
 /* The timeout follows the programmed speed, word and stop bits. */
 static void timeout_at_300_baud(void **state)
 {
@@ -621,6 +643,7 @@ int main(void)
 		cmocka_unit_test(modem_loopback),
 		cmocka_unit_test(data_loopback),
 		cmocka_unit_test(trigger_levels_and_character_timeout),
+		cmocka_unit_test(timeout_is_put_off),
 		cmocka_unit_test(timeout_at_300_baud),
 		cmocka_unit_test(paste_arrives_whole),
 		cmocka_unit_test(rts_stops_the_sender),
