@@ -68,6 +68,7 @@ static void vcpu_free(struct kvm_vm *kvm, struct kvm_vcpu *kv)
 static int vcpu_open(struct vcpu *vcpu, struct kvm_vcpu *kv, struct error *err)
 {
 	struct kvm_vm *kvm = kvm_of(vcpu->vm);
+	struct kvm_enable_cap enforce = {.cap = KVM_CAP_ENFORCE_PV_FEATURE_CPUID, .args = {1}};
 	void *run;
 
 	kv->fd = kvm_ioctl_value(kvm->fd, KVM_CREATE_VCPU, vcpu->index);
@@ -82,6 +83,9 @@ static int vcpu_open(struct vcpu *vcpu, struct kvm_vcpu *kv, struct error *err)
 	kv->run = run;
 	if (vcpu->index == 0)
 		kvm->tsc_offset = kvm_has_tsc_offset(kv);
+	/* Paravirtual MSRs that CPUID does not show, and the canonical state does not carry, are #GP.
+	 * Kernels before 5.10 lack that, and let a guest set them. */
+	kvm_ioctl(kv->fd, KVM_ENABLE_CAP, &enforce);
 	return set_cpuid(vcpu, err);
 }
 

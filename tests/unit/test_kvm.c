@@ -112,10 +112,11 @@ static void on_eoi(void *arg, uint8_t vector)
 		m->eois++;
 }
 
-static void machine_make(struct machine *m, unsigned cpus)
+static void machine_make_with(struct machine *m, unsigned cpus, struct config *config)
 {
 	struct error err = {.text = ""};
 	struct vm_options options = {.name = "test",
+				     .config = config,
 				     .log = &m->log,
 				     .engine = &engine_kvm,
 				     .memory_size = 4 * MIB,
@@ -135,6 +136,11 @@ static void machine_make(struct machine *m, unsigned cpus)
 	m->vm->extint.arg = m;
 	m->vm->ioapic_eoi = on_eoi;
 	m->vm->ioapic_eoi_arg = m;
+}
+
+static void machine_make(struct machine *m, unsigned cpus)
+{
+	machine_make_with(m, cpus, NULL);
 }
 
 static void machine_end(struct machine *m)
@@ -162,6 +168,8 @@ static void machine_load(struct machine *m, unsigned bits, const uint8_t *code, 
 	struct x86_state *x86 = aligned_alloc(64, sizeof(*x86));
 
 	x86_state_reset(x86, 0, true);
+	if (m->vm->x2apic)
+		x86_state_set_x2apic(x86, 0);
 	if (bits == 16) {
 		x86->seg[X86_CS].sel = 0;
 		x86->seg[X86_CS].base = 0;
@@ -484,6 +492,35 @@ static void test_ap_start(void **state)
 	machine_end(&m);
 }
 
+/* -x: the local APICs begin in x2APIC mode, and an IPI by MSR arrives. */
+static void test_x2apic(void **state)
+{
+	struct config *config;
+	struct x86_state *x86;
+	struct machine m;
+	(void)state;
+
+	if (emulated)
+		skip();
+	x86 = aligned_alloc(64, sizeof(*x86));
+	config = config_create();
+	assert_int_equal(config_set(config, "x86.x2apic", "true", NULL), 0);
+	machine_make_with(&m, 2, config);
+	assert_int_equal(vcpu_get_state(&m.vm->vcpu[1], x86), 0);
+	assert_true(x86->apic_base & X86_APIC_BASE_X2APIC);
+	assert_int_equal(x86->lapic[0x20 / 4], 1);
+	machine_gate(&m, 0x41, CODE + 0x100);
+	/* mov ecx,80f; mov eax,1ff; xor edx,edx; wrmsr; sti; mov ecx,830; mov eax,40041 (self); wrmsr;
+	 * jmp $ */
+	LOAD(&m, 64, 0xb9, 0x0f, 8, 0, 0, 0xb8, 0xff, 1, 0, 0, 0x31, 0xd2, 0x0f, 0x30, 0xfb, 0xb9,
+	     0x30, 8, 0, 0, 0xb8, 0x41, 0, 4, 0, 0x0f, 0x30, 0xeb, 0xfe);
+	memory_write(&m.vm->memory, CODE + 0x100, (const uint8_t[]){OFF}, 6);
+	assert_int_equal(vm_run(m.vm), VM_END_POWEROFF);
+	machine_end(&m);
+	config_destroy(config);
+	free(x86);
+}
+
 static void test_triple_fault(void **state)
 {
 	struct machine m;
@@ -576,6 +613,7 @@ int main(void)
 		cmocka_unit_test(test_extint_wakes),
 		cmocka_unit_test(test_eoi),
 		cmocka_unit_test(test_ap_start),
+		cmocka_unit_test(test_x2apic),
 		cmocka_unit_test(test_triple_fault),
 		cmocka_unit_test(test_wide_mmio),
 		cmocka_unit_test(test_tsc_stands_still),
