@@ -46,7 +46,7 @@ static void turn(struct line *l)
 
 #define UNTIL(l, condition)                                        \
 	do {                                                       \
-		time_t end = time(NULL) + 5;                       \
+		time_t end = time(NULL) + 20;                      \
 		while (!(condition)) {                             \
 			if (time(NULL) > end)                      \
 				fail_msg("never: %s", #condition); \
