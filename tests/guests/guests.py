@@ -13,7 +13,7 @@ RESET, POWEROFF, HALT, TRIPLE_FAULT, ERROR = range(5)
 
 
 class Guest:
-    def __init__(self, name, *options, source=None, status=PASS, needs=(), button=None, stderr=(), com1='stdio'):
+    def __init__(self, name, *options, source=None, status=PASS, needs=(), button=None, stderr=(), com1='stdio', stdin=None):
         self.name = name              # of the test
         self.source = source or name  # .asm
         self.options = options
@@ -22,6 +22,7 @@ class Guest:
         self.button = button          # when this line has come, SIGTERM
         self.stderr = stderr          # regular expressions that must match in stderr
         self.com1 = com1
+        self.stdin = stdin            # a file of the image directory; none: /dev/null
 
     @property
     def is_rom(self):
@@ -85,6 +86,8 @@ GUESTS = [
     Guest('pm', needs=NATIVE, button='ready for the power button'),
     Guest('ps2'),
     Guest('uart'),
+    Guest('input', stdin='module1.txt'),
+    Guest('hostile'),
     Guest('misc', '-o', 'bvmcons.path=null', '-o', 'stats=1', stderr=(r'notifications +3\b',)),
     Guest('bvmcons', '-b', com1='null'),
     Guest('pci'),

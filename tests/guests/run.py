@@ -34,10 +34,10 @@ def kvm_words(probe, directory):
     return cache.read_text().split()
 
 
-def run(guest, command, env):
+def run(guest, command, directory, env):
     """Returns output, exit status, stderr and whether it had to be killed."""
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               env=env)
+    with open(f'{directory}/{guest.stdin}' if guest.stdin else os.devnull, 'rb') as stdin:
+        process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
     output, errors = bytearray(), bytearray()
 
     def collect(pipe, into):
@@ -85,7 +85,7 @@ def main():
     with tempfile.TemporaryDirectory(prefix='skep-guest-') as runtime:
         command = guest.command(args.skep, args.engine, args.dir, f'{guest.name}-{os.getpid()}')
         started = time.monotonic()
-        output, status, stderr, killed = run(guest, command, {**os.environ, 'XDG_RUNTIME_DIR': runtime})
+        output, status, stderr, killed = run(guest, command, args.dir, {**os.environ, 'XDG_RUNTIME_DIR': runtime})
     problems = guest.problems(output, status, stderr)
     if killed:
         problems.append(f'killed after {TIMEOUT} s')

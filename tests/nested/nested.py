@@ -39,11 +39,11 @@ stty raw
 for module in {modules}; do insmod /modules/$module.ko || echo "@note insmod $module failed"; done
 echo "@probe $(/probe_kvm | tr '\\n' ' ')"
 
-# run NAME BUTTON command...: the command's output and status; SIGTERM once BUTTON is a line of the output.
+# run NAME STDIN BUTTON command...: the command's output and status; SIGTERM once BUTTON is a line of the output.
 run() {{
-	name=$1 button=$2
-	shift 2
-	"$@" >/run/out 2>/run/err </dev/null &
+	name=$1 stdin=$2 button=$3
+	shift 3
+	"$@" >/run/out 2>/run/err <$stdin &
 	pid=$!
 	ticks=0
 	while kill -0 $pid 2>/dev/null; do
@@ -208,10 +208,11 @@ def linux_command(engine):
 def initramfs(args, cases, with_linux, vmlinuz, modules, work):
     cpio = Cpio()
     box = busybox(args.cache).read_bytes()
-    runs = [quote(['run', case.name, case.button or '', *case.command('/skep', 'kvm', '/guests', case.name)])
+    runs = [quote(['run', case.name, f'/guests/{case.stdin}' if case.stdin else '/dev/null', case.button or '',
+                   *case.command('/skep', 'kvm', '/guests', case.name)])
             for case in cases]
     if with_linux:
-        runs.append(quote(['run', 'linux', '', *linux_command('kvm')]))
+        runs.append(quote(['run', 'linux', '/dev/null', '', *linux_command('kvm')]))
         inner = Cpio()
         inner.console()
         inner.file('bin/busybox', box)
