@@ -112,11 +112,8 @@ int pc_boot(struct pc *pc, bool again, struct error *err)
 
 	if (state == NULL)
 		return error_set(err, ENOMEM, "out of memory");
-	if (rom != NULL) {
+	if (rom != NULL)
 		rc = bootrom_load(&vm->memory, rom, err);
-		if (rc != 0)
-			error_prefix(err, "-l bootrom");
-	}
 	if (rc == 0)
 		rc = tables_build(vm, &layout, err);
 	if (rc == 0) {

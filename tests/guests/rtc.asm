@@ -143,7 +143,7 @@ main:	mov al, 0x0d
 	and eax, 0xc0
 	CHECK "periodic flags", 0xc0
 	mov eax, ebx
-	CHECK "periodic rate", 700000, 1200000 ; a quarter second: 894886
+	CHECK "periodic rate", 700000, 3000000 ; a quarter second, 894886, or later on a busy host
 	mov ax, 0x260a
 	call cmos_write
 	mov ax, 0x060b
