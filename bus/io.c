@@ -273,21 +273,24 @@ static bool entry_has(const struct io_entry *e, uint64_t addr, unsigned size)
 	return e->range && e->last - addr >= size - 1;
 }
 
-static struct io_entry find_byte(struct io_bus *bus, uint64_t addr, unsigned i)
+static struct io_entry find_byte(const struct io_bus *bus, const struct io_table *table,
+				 uint64_t addr, unsigned i)
 {
 	if (addr > bus->limit || bus->limit - addr < i)
 		return (struct io_entry){0};
-	return table_find(rcu_dereference(bus->table), addr + i);
+	return table_find(table, addr + i);
 }
 
-/* An access of which not every byte belongs to the range of the first one. */
-static bool read_bytes(struct io_bus *bus, uint64_t addr, unsigned size, uint64_t *value)
+/* An access of which not every byte belongs to the range of the first one. All bytes go by one table:
+ * otherwise a range that comes or goes meanwhile would get a part of an access that is whole in it. */
+static bool read_bytes(const struct io_bus *bus, const struct io_table *table, uint64_t addr,
+		       unsigned size, uint64_t *value)
 {
 	bool claimed = false;
 
 	*value = 0;
 	for (unsigned i = 0; i < size; i++) {
-		struct io_entry e = find_byte(bus, addr, i);
+		struct io_entry e = find_byte(bus, table, addr, i);
 		uint64_t byte = 0xff;
 
 		if (e.range) {
@@ -299,12 +302,13 @@ static bool read_bytes(struct io_bus *bus, uint64_t addr, unsigned size, uint64_
 	return claimed;
 }
 
-static bool write_bytes(struct io_bus *bus, uint64_t addr, unsigned size, uint64_t value)
+static bool write_bytes(const struct io_bus *bus, const struct io_table *table, uint64_t addr,
+			unsigned size, uint64_t value)
 {
 	bool claimed = false;
 
 	for (unsigned i = 0; i < size; i++) {
-		struct io_entry e = find_byte(bus, addr, i);
+		struct io_entry e = find_byte(bus, table, addr, i);
 
 		if (!e.range)
 			continue;
@@ -321,16 +325,18 @@ static unsigned size_bound(unsigned size)
 
 bool io_bus_read(struct io_bus *bus, uint64_t addr, unsigned size, uint64_t *value)
 {
+	const struct io_table *table;
 	struct io_entry e;
 	bool claimed = true;
 
 	size = size_bound(size);
 	urcu_memb_read_lock();
-	e = table_find(rcu_dereference(bus->table), addr);
+	table = rcu_dereference(bus->table);
+	e = table_find(table, addr);
 	if (entry_has(&e, addr, size))
 		*value = entry_read(&e, addr, size);
 	else
-		claimed = read_bytes(bus, addr, size, value);
+		claimed = read_bytes(bus, table, addr, size, value);
 	urcu_memb_read_unlock();
 	if (!claimed)
 		bus->unclaimed++;
@@ -339,16 +345,18 @@ bool io_bus_read(struct io_bus *bus, uint64_t addr, unsigned size, uint64_t *val
 
 bool io_bus_write(struct io_bus *bus, uint64_t addr, unsigned size, uint64_t value)
 {
+	const struct io_table *table;
 	struct io_entry e;
 	bool claimed = true;
 
 	size = size_bound(size);
 	urcu_memb_read_lock();
-	e = table_find(rcu_dereference(bus->table), addr);
+	table = rcu_dereference(bus->table);
+	e = table_find(table, addr);
 	if (entry_has(&e, addr, size))
 		entry_write(&e, addr, size, value);
 	else
-		claimed = write_bytes(bus, addr, size, value);
+		claimed = write_bytes(bus, table, addr, size, value);
 	urcu_memb_read_unlock();
 	if (!claimed)
 		bus->unclaimed++;

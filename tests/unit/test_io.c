@@ -1,6 +1,7 @@
 /* The I/O bus: which handler sees what, and the table changing under accesses. */
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -318,30 +319,42 @@ static void *busy_thread(void *arg)
 	return NULL;
 }
 
-/* Two threads read while a range comes and goes; after synchronize its memory may be freed. */
+/* Waits until the counter has moved twice, so that one whole access lies in between. */
+static void wait_accesses(struct busy *busy, _Atomic uint64_t *count)
+{
+	uint64_t from = *count;
+
+	while (*count < from + 2 && !busy->wrong)
+		sched_yield();
+}
+
+/* Two threads read while a range comes and goes; after synchronize its memory may be freed. An access
+ * meets the whole range or none of it. */
 static void test_comes_and_goes(void **state)
 {
 	pthread_t thread[2];
 	struct busy busy = {0};
-	int rounds = 0;
 
 	(void)state;
 	for (int i = 0; i < 2; i++)
 		pthread_create(&thread[i], NULL, busy_thread, &busy);
-	while (rounds < 200 || (rounds < 100000 && (busy.hits < 50 || busy.misses < 50))) {
+	for (int round = 0; round < 400 && !busy.wrong; round++) {
 		struct io_range *range = malloc(sizeof(*range));
 		uint32_t *device = malloc(sizeof(*device));
 
 		*device = 0x600d;
 		*range = (struct io_range){"alive", 0x80, 4, &alive_ops, device};
 		add(range);
+		if (round % 16 == 0)
+			wait_accesses(&busy, &busy.hits);
 		io_range_del(&bus, range);
 		io_bus_synchronize(&bus);
 		memset(range, 0xdd, sizeof(*range));
 		*device = 0xbad;
 		free(range);
 		free(device);
-		rounds++;
+		if (round % 16 == 8)
+			wait_accesses(&busy, &busy.misses);
 	}
 	busy.stop = true;
 	for (int i = 0; i < 2; i++)
