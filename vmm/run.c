@@ -290,8 +290,12 @@ static void print_row(struct vm *vm, FILE *out, const char *name, unsigned code)
 void vm_print_stats(struct vm *vm, FILE *out)
 {
 	fprintf(out, "%-16s %12s", "exits", "all");
-	for (unsigned i = 0; vm->topology.cpus > 1 && i < vm->topology.cpus; i++)
-		fprintf(out, "        vcpu%-2u", i);
+	for (unsigned i = 0; vm->topology.cpus > 1 && i < vm->topology.cpus; i++) {
+		char name[16];
+
+		snprintf(name, sizeof(name), "vcpu%u", i);
+		fprintf(out, " %12s", name);
+	}
 	fputc('\n', out);
 	for (unsigned code = 0; code < EXIT_CODES; code++)
 		print_row(vm, out, exit_name(code), code);

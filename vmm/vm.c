@@ -302,13 +302,17 @@ static bool vm_all_idle(struct vm *vm)
 	return true;
 }
 
+/* Exits that a guest caused; a kick says nothing of it. */
 static uint64_t vm_exits(struct vm *vm)
 {
 	uint64_t sum = 0;
 
 	for (unsigned i = 0; i < vm->topology.cpus; i++) {
-		for (unsigned code = 0; code < EXIT_CODES; code++)
-			sum += atomic_load_explicit(&vm->vcpu[i].exits[code], memory_order_relaxed);
+		for (unsigned code = 0; code < EXIT_CODES; code++) {
+			if (code != EXIT_BOGUS)
+				sum += atomic_load_explicit(&vm->vcpu[i].exits[code],
+							    memory_order_relaxed);
+		}
 	}
 	return sum;
 }
