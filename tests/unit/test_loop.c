@@ -391,7 +391,8 @@ static void timer_called(void *arg)
 {
 	struct probe *p = arg;
 
-	p->times[p->calls % 64] = vclock_now(p->b->clock);
+	if (p->calls < 64)
+		p->times[p->calls] = vclock_now(p->b->clock);
 	if (p->period)
 		vtimer_arm(&p->timer, p->timer.deadline + p->period);
 	probe_called(p);
@@ -422,7 +423,8 @@ static void test_timer(void **state)
 	for (unsigned i = 0; i < 20; i++)
 		assert_in_range(p.times[i], (10 + i) * MS, (10 + i) * MS + 500 * MS);
 	assert_true(vtimer_armed(&p.timer));
-	assert_int_equal(p.timer.deadline, 30 * MS);
+	/* No drift. On a late host some more ticks follow in the wake-up that stopped the loop. */
+	assert_int_equal(p.timer.deadline, (10 + (uint64_t)p.calls) * MS);
 	vtimer_disarm(&p.timer);
 	assert_false(vtimer_armed(&p.timer));
 	vtimer_destroy(&p.timer);
