@@ -485,6 +485,8 @@ static void vm_destroy_threads(struct vm *vm)
 {
 	struct vm_private *priv = vm->priv;
 
+	if (!priv) /* gcc cannot tell that it is never so */
+		return;
 	pthread_mutex_lock(&priv->lock);
 	atomic_store(&priv->quit, true);
 	pthread_cond_broadcast(&priv->wake);
