@@ -9,7 +9,7 @@
 struct pc {
 	struct vm *vm;
 	struct config *config;
-	char why[128]; /* why this engine */
+	char why[256]; /* why this engine */
 };
 
 /* pc_devices.c: the chipset, then what -s, -l, -b and -g name. */

@@ -22,11 +22,13 @@ static const struct engine *engine_find(const char *name)
 	return NULL;
 }
 
-/* The first whose probe passes. The start line tells why those before it were passed over. */
+/* The first whose probe passes; if none does, one that is only slow. The start line tells why those before
+ * it were passed over. */
 static int engine_choose_auto(const struct engine **engine, char *why, size_t why_size,
 			      struct error *err)
 {
-	struct error refused = {.text = ""};
+	const struct engine *slow = NULL;
+	struct error refused = {.text = ""}, slow_text = {.text = ""};
 	const char *phrase = "";
 	int r = 0;
 
@@ -34,11 +36,20 @@ static int engine_choose_auto(const struct engine **engine, char *why, size_t wh
 		struct error *text = i == 0 ? &refused : err;
 
 		r = engines[i]->probe(&phrase, text);
+		if (r == -ETIME && !slow) {
+			slow = engines[i];
+			slow_text = *text;
+		}
 		if (r)
 			continue;
 		*engine = engines[i];
 		snprintf(why, why_size, "%s%s%s", phrase, refused.text[0] ? "; " : "",
 			 refused.text);
+		return 0;
+	}
+	if (slow) {
+		*engine = slow;
+		snprintf(why, why_size, "slow: %s; there is no other engine", slow_text.text);
 		return 0;
 	}
 	if (ENGINES == 1)

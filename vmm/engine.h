@@ -45,7 +45,8 @@ struct engine {
 	const char *name;
 
 	/* Can it run guests here? 0, or -errno with a text that says what is missing and what to do.
-	 * `why`: one phrase for the start line ("hardware virtualization works"). Takes milliseconds. */
+	 * -ETIME: it can, but so slowly that any other engine is better. `why`: one phrase for the start line
+	 * ("hardware virtualization works"). Takes milliseconds. */
 	int (*probe)(const char **why, struct error *err);
 
 	int (*vm_create)(struct vm *vm, struct error *err); /* vm->engine_data; memory is mapped later */
@@ -100,8 +101,8 @@ struct engine {
 extern const struct engine engine_kvm;
 extern const struct engine engine_soft;
 
-/* Chooses by `name`: "kvm", "soft" or "auto" (kvm if its probe passes, else soft). `why` gets the phrase
- * for the start line. */
+/* Chooses by `name`: "kvm", "soft" or "auto" (kvm if its probe passes, else soft, else one that is slow).
+ * `why` gets the phrase for the start line. */
 int engine_choose(const char *name, const struct engine **engine, char *why, size_t why_size,
 		  struct error *err);
 

@@ -245,7 +245,7 @@ static int probe_judge(struct probe *probe, const char **why, struct error *err)
 		return error_set(err, -r, "KVM cannot run a test guest: %s; use -E soft",
 				 strerror(-r));
 	if (rate_faster(native, guest, ABSURD))
-		return error_set(err, ENOTSUP,
+		return error_set(err, ETIME,
 				 "this host's KVM only emulates guest code, about %.1f million "
 				 "instructions a second (the CPU itself: %.0f million)",
 				 2e3 * (double)guest.loops / (double)guest.ns,
