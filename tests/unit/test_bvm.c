@@ -211,7 +211,7 @@ static void dead_reader_does_not_hang_the_guest(void **state)
 	(void)state;
 	assert_non_null(mkdtemp(dir));
 	snprintf(addr.sun_path, sizeof(addr.sun_path), "%s/s", dir);
-	snprintf(spec, sizeof(spec), "unix=%s", addr.sun_path);
+	snprintf(spec, sizeof(spec), "unix=%s/s", dir);
 	start(&b, "bvmcons", "path", spec);
 	b.client = socket(AF_UNIX, SOCK_STREAM, 0);
 	assert_int_equal(connect(b.client, (struct sockaddr *)&addr, sizeof(addr)), 0);
