@@ -262,12 +262,27 @@ static int default_bridges(struct config *root, struct error *err)
 	return error_set(err, ENOSPC, "-s: no slot of bus 0 is free for the lpc bridge");
 }
 
+/* Only one console can have the terminal: has the command line given it away? */
+static bool stdio_taken(struct config *root)
+{
+	struct config *lpc = config_find(root, "lpc"), *cons = config_find(root, "bvmcons");
+	bool there = false;
+
+	for (lpc = lpc != NULL ? config_first(lpc) : NULL; lpc != NULL; lpc = config_next(lpc))
+		if (!config_is_leaf(lpc) &&
+		    strcmp(config_get_default(lpc, "path", ""), "stdio") == 0)
+			return true;
+	if (cons != NULL && !config_is_leaf(cons))
+		return strcmp(config_get_default(cons, "path", "stdio"), "stdio") == 0;
+	return config_get_bool(root, "bvmcons", false, &there, NULL) == 0 && there;
+}
+
 int options_default_devices(struct config *root, struct error *err)
 {
 	int rc = default_bridges(root, err);
 
 	if (rc == 0 && config_get(root, "boot.kernel") != NULL &&
-	    config_find(root, "lpc.com1") == NULL)
+	    config_find(root, "lpc.com1") == NULL && !stdio_taken(root))
 		rc = config_set(root, "lpc.com1.path", "stdio", err);
 	return rc;
 }

@@ -192,6 +192,14 @@ static void defaults_of_the_machine(void **state)
 	assert_null(config_get(run.root, "pci.0.31.0.device"));
 	assert_null(config_get(run.root, "lpc.com1.path"));
 	config_destroy(run.root);
+	parse(&run, "--kernel k -b vm0");
+	assert_int_equal(run.rc, 0);
+	assert_null(config_get(run.root, "lpc.com1.path"));
+	config_destroy(run.root);
+	parse(&run, "--kernel k -l com2,stdio vm0");
+	assert_int_equal(run.rc, 0);
+	assert_null(config_get(run.root, "lpc.com1.path"));
+	config_destroy(run.root);
 }
 
 static void kernels(void **state)
