@@ -10,6 +10,8 @@
 #include "vmm/msr.h"
 #include "vmm/vm_private.h"
 
+#define STATS_COLUMNS 6 /* vCPUs beside each other */
+
 static const char *const exit_names[EXIT_CODES] = {
 	[EXIT_INOUT] = "inout",
 	[EXIT_MMIO] = "mmio",
@@ -271,7 +273,9 @@ void vcpu_loop(struct vcpu *vcpu)
 
 /* ---- counters ---- */
 
-static void print_row(struct vm *vm, FILE *out, const char *name, unsigned code)
+/* One exit kind: its sum over all vCPUs if `sum`, and the vCPUs from first to before end. */
+static void print_row(struct vm *vm, FILE *out, unsigned code, bool with_sum, unsigned first,
+		      unsigned end)
 {
 	uint64_t sum = 0, one[VCPUS_MAX];
 
@@ -281,24 +285,38 @@ static void print_row(struct vm *vm, FILE *out, const char *name, unsigned code)
 	}
 	if (sum == 0)
 		return;
-	fprintf(out, "%-16s %12" PRIu64, name, sum);
-	for (unsigned i = 0; vm->topology.cpus > 1 && i < vm->topology.cpus; i++)
+	fprintf(out, "%-16s", exit_name(code));
+	if (with_sum)
+		fprintf(out, " %12" PRIu64, sum);
+	for (unsigned i = first; i < end; i++)
 		fprintf(out, " %12" PRIu64, one[i]);
 	fputc('\n', out);
 }
 
-void vm_print_stats(struct vm *vm, FILE *out)
+static void print_rows(struct vm *vm, FILE *out, bool with_sum, unsigned first, unsigned end)
 {
-	fprintf(out, "%-16s %12s", "exits", "all");
-	for (unsigned i = 0; vm->topology.cpus > 1 && i < vm->topology.cpus; i++) {
-		char name[16];
+	char name[16];
 
+	fprintf(out, "%-16s", "exits");
+	if (with_sum)
+		fprintf(out, " %12s", "all");
+	for (unsigned i = first; i < end; i++) {
 		snprintf(name, sizeof(name), "vcpu%u", i);
 		fprintf(out, " %12s", name);
 	}
 	fputc('\n', out);
 	for (unsigned code = 0; code < EXIT_CODES; code++)
-		print_row(vm, out, exit_name(code), code);
+		print_row(vm, out, code, with_sum, first, end);
+}
+
+/* The sums, then the vCPUs, so many beside each other that it fits a terminal. */
+void vm_print_stats(struct vm *vm, FILE *out)
+{
+	unsigned cpus = vm->topology.cpus;
+
+	print_rows(vm, out, true, 0, cpus == 1 ? 0 : cpus < STATS_COLUMNS ? cpus : 0);
+	for (unsigned i = 0; cpus >= STATS_COLUMNS && i < cpus; i += STATS_COLUMNS)
+		print_rows(vm, out, false, i, i + STATS_COLUMNS < cpus ? i + STATS_COLUMNS : cpus);
 	fprintf(out, "%-16s %12" PRIu64 "\n", "notifications", atomic_load(&vm->notifications));
 	fprintf(out, "%-16s %12" PRIu64 "\n", "unclaimed_port", atomic_load(&vm->pio.unclaimed));
 	fprintf(out, "%-16s %12" PRIu64 "\n", "unclaimed_mmio", atomic_load(&vm->mmio.unclaimed));
