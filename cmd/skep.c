@@ -1,13 +1,11 @@
 /*
  * skep: runs a virtual machine.
  */
-#include <bsd/unistd.h>
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <unistd.h>
 
 #include "backend/console/console.h"
@@ -15,6 +13,7 @@
 #include "base/log.h"
 #include "base/loop.h"
 #include "cmd/options.h"
+#include "cmd/title.h"
 #include "machine/control.h"
 #include "machine/control_socket.h"
 #include "machine/pc.h"
@@ -27,6 +26,8 @@ static const int end_signals[] = {SIGTERM, SIGINT, SIGHUP};
 #define END_SIGNALS (sizeof(end_signals) / sizeof(end_signals[0]))
 
 struct run {
+	int argc;
+	char **argv;
 	struct config *config;
 	struct log log;
 	struct control_socket sock;
@@ -101,16 +102,6 @@ static int claim_name(struct run *run, const char *name, struct error *err)
 	return 0;
 }
 
-/* What ps shows; libbsd puts "skep: " in front. */
-static void set_title(const char *name)
-{
-	char comm[16];
-
-	setproctitle("%s", name);
-	snprintf(comm, sizeof(comm), "skep: %s", name);
-	prctl(PR_SET_NAME, comm);
-}
-
 static int start(struct run *run, struct error *err)
 {
 	const char *name = config_get(run->config, "name");
@@ -128,7 +119,8 @@ static int start(struct run *run, struct error *err)
 		rc = signals_take(run, err);
 	if (rc != 0)
 		return rc;
-	set_title(name);
+	snprintf(text, sizeof(text), "skep: %s", name);
+	title_set(run->argc, run->argv, text);
 	if (!quiet)
 		log_info(&run->log, "%s", pc_describe(run->pc, text, sizeof(text)));
 	return 0;
@@ -146,7 +138,7 @@ static void finish(struct run *run)
 	console_restore_terminal();
 }
 
-static int run_vm(struct config *config)
+static int run_vm(struct config *config, int argc, char *argv[])
 {
 	struct run *run = calloc(1, sizeof(*run));
 	struct error err = {""};
@@ -157,6 +149,8 @@ static int run_vm(struct config *config)
 		fprintf(stderr, "skep: out of memory\n");
 		return STATUS_REFUSED;
 	}
+	run->argc = argc;
+	run->argv = argv;
 	run->config = config;
 	run->sock.fd = -1;
 	log_init(&run->log, STDERR_FILENO, LOG_INFO);
@@ -186,7 +180,6 @@ int main(int argc, char *argv[])
 	struct error err = {""};
 	int status = 0;
 
-	setproctitle_init(argc, argv, environ); /* moves both away from where the title goes */
 	if (config == NULL || options_parse(config, argc, argv, &action, &err) != 0) {
 		fprintf(stderr, "skep: %s\n", config != NULL ? err.text : "out of memory");
 		config_destroy(config);
@@ -194,7 +187,7 @@ int main(int argc, char *argv[])
 	}
 	switch (action) {
 	case OPTIONS_RUN:
-		status = run_vm(config);
+		status = run_vm(config, argc, argv);
 		break;
 	case OPTIONS_HELP:
 		options_usage(stdout);

@@ -32,12 +32,24 @@ class Control(cli.SkepTest):
         vm = self.start_idle('vm-one', '-c', '2')
         line = self.read_until(vm.stderr, b'\n').decode()
         self.assertRegex(line, rf'\Askep: vm-one: engine {cli.Paths.engine} \(.+\), 2 vCPUs, 64 MiB; .*\^A x\r?\n\Z')
-        self.assertEqual(pathlib.Path(f'/proc/{vm.pid}/cmdline').read_text().split('\0')[0], 'skep: vm-one')
+        self.assertEqual(pathlib.Path(f'/proc/{vm.pid}/cmdline').read_text().rstrip('\0'), 'skep: vm-one')
         names = {path.read_text().strip() for path in pathlib.Path(f'/proc/{vm.pid}/task').glob('*/comm')}
         self.assertLessEqual({'vcpu0', 'vcpu1'}, names)
         self.ask('vm-one', 'stop')
         self.assertEqual(vm.wait(cli.WAIT), POWEROFF)
         self.assertEqual(vm.stderr.read(), b'', 'no more than the line')
+
+    def test_title_longer_than_the_command_line(self):
+        name = 'a' * 63
+        (self.dir / 'k').write_text(f'name={name}\nengine={cli.Paths.engine}\nboot.kernel={self.guest("pm.elf")}\n'
+                                    'lpc.com1.path=stdio\nlpc.pc-testdev=true\nquiet=true\n')
+        vm = subprocess.Popen(['x', '-kk'], executable=cli.Paths.skep, cwd=self.dir, env=self.env,
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        self.addCleanup(vm.stdout.close)
+        self.addCleanup(vm.wait)
+        self.addCleanup(vm.kill)
+        self.read_until(vm.stdout, b'ready for the power button')
+        self.assertEqual(pathlib.Path(f'/proc/{vm.pid}/cmdline').read_text().rstrip('\0'), f'skep: {name}')
 
     def test_quiet(self):
         vm = self.start_idle('vm0', '-q')
