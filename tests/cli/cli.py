@@ -28,7 +28,8 @@ def main():
     for name in ('--skep', '--skepctl', '--guests', '--engine', '--probe'):
         parser.add_argument(name)
     args, rest = parser.parse_known_args()
-    Paths.skep, Paths.skepctl, Paths.guests, Paths.engine = args.skep, args.skepctl, args.guests, args.engine
+    Paths.skep, Paths.skepctl, Paths.guests = map(os.path.abspath, (args.skep, args.skepctl, args.guests))
+    Paths.engine = args.engine
     if args.engine == 'kvm':
         import run
         if 'kvm' not in run.kvm_words(args.probe, args.guests):
