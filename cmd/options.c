@@ -25,7 +25,8 @@ struct parse {
 
 /*
  * One option. One that takes no argument sets `key` to `value`; one that takes one sets `key` to it,
- * unless `set` does more; with neither it is accepted and means nothing. `refusal` is for options of bhyve's that skep does not have.
+ * unless `set` does more; with neither it is accepted and means nothing. `refusal` is for options of
+ * bhyve's that skep does not have.
  */
 struct option_def {
 	int letter;
