@@ -227,6 +227,9 @@ static void vm_take_request(void *arg)
 	struct error err = {.text = ""};
 	int r = -ECANCELED, reset = VM_END_RESET;
 
+	/* Two resets at once: the restart for the first was for both. */
+	if (!vm_ended(vm))
+		return;
 	if (atomic_load(&priv->end) == VM_END_RESET && priv->restart) {
 		vm_pause(vm);
 		r = priv->restart(priv->restart_arg, &err);

@@ -42,6 +42,7 @@ struct world {
 	struct vm_exit last; /* of vCPU 0, as its handler left it */
 	uint8_t data[16];
 	unsigned restarts, eoi_vector;
+	struct vtimer timer;
 	_Atomic unsigned seen;
 	uint8_t written[64];
 	unsigned nwritten;
@@ -592,6 +593,48 @@ static int restart(void *arg, struct error *err)
 	return 0;
 }
 
+static void power_off_later(void *arg)
+{
+	struct world *w = arg;
+
+	vm_request(w->vm, VM_END_POWEROFF);
+}
+
+/* Another reset comes while the first one is under way: from a second vCPU, or from skepctl. */
+static int restart_asked_twice(void *arg, struct error *err)
+{
+	struct world *w = arg;
+
+	(void)err;
+	w->restarts++;
+	vm_request(w->vm, VM_END_RESET);
+	vtimer_arm(&w->timer, vclock_now(w->vm->clock) + 10000000);
+	return 0;
+}
+
+static enum step script_reset_once(struct world *w, struct vcpu *vcpu, struct vm_exit *exit,
+				   unsigned run)
+{
+	(void)exit;
+	if (vcpu->index == 0 && run == 0)
+		vm_request(w->vm, VM_END_RESET);
+	return STEP_WAIT;
+}
+
+static void test_restart_asked_twice(void **state)
+{
+	struct world w;
+	(void)state;
+
+	world_make(&w, 2, script_reset_once);
+	vtimer_init(&w.timer, w.vm->clock, power_off_later, &w);
+	vm_set_restart(w.vm, restart_asked_twice, &w);
+	assert_int_equal(vm_run(w.vm), VM_END_POWEROFF);
+	assert_int_equal(w.restarts, 1);
+	vtimer_destroy(&w.timer);
+	world_end(&w);
+}
+
 static int restart_fails(void *arg, struct error *err)
 {
 	(void)arg;
@@ -763,6 +806,7 @@ int main(void)
 		cmocka_unit_test(test_fail_dump),
 		cmocka_unit_test(test_pause),
 		cmocka_unit_test(test_restart),
+		cmocka_unit_test(test_restart_asked_twice),
 		cmocka_unit_test(test_request_before_run),
 		cmocka_unit_test(test_all_halted),
 		cmocka_unit_test(test_idle_is_not_halted),
