@@ -131,7 +131,7 @@ int pc_create(struct pc **out, struct config *config, struct log *log, struct er
 	if (rc == 0)
 		rc = pc_create_devices(pc, err);
 	if (rc == 0)
-		rc = pc_boot(pc, false, err);
+		rc = pc_boot(pc, err);
 	if (rc != 0) {
 		pc_destroy(pc);
 		return rc;

@@ -102,7 +102,7 @@ static void reset_state(struct vcpu *vcpu, struct x86_state *state)
 		x86_state_set_x2apic(state, vcpu->index);
 }
 
-int pc_boot(struct pc *pc, bool again, struct error *err)
+int pc_boot(struct pc *pc, struct error *err)
 {
 	struct vm *vm = pc->vm;
 	struct tables_layout layout;
@@ -123,7 +123,19 @@ int pc_boot(struct pc *pc, bool again, struct error *err)
 	}
 	if (rc == 0)
 		rc = set_state(&vm->vcpu[0], state, err);
-	for (unsigned i = 1; again && i < vm->topology.cpus && rc == 0; i++) {
+	free(state);
+	return rc;
+}
+
+/* Each vCPU first finishes the instruction that it is in the midst of. */
+static int reset_vcpus(struct vm *vm, struct error *err)
+{
+	struct x86_state *state = aligned_alloc(64, sizeof(*state));
+	int rc = 0;
+
+	if (state == NULL)
+		return error_set(err, ENOMEM, "out of memory");
+	for (unsigned i = 0; i < vm->topology.cpus && rc == 0; i++) {
 		reset_state(&vm->vcpu[i], state);
 		rc = set_state(&vm->vcpu[i], state, err);
 	}
@@ -150,8 +162,12 @@ static void clear_memory(struct memory *mem)
 int pc_restart(void *arg, struct error *err)
 {
 	struct pc *pc = arg;
+	/* Before the memory: what an INS still has to store must not get into the new one. */
+	int rc = reset_vcpus(pc->vm, err);
 
+	if (rc != 0)
+		return rc;
 	devices_reset(pc->vm);
 	clear_memory(&pc->vm->memory);
-	return pc_boot(pc, true, err);
+	return pc_boot(pc, err);
 }

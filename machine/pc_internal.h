@@ -18,8 +18,8 @@ int pc_create_devices(struct pc *pc, struct error *err);
 /* pc_boot.c */
 /* Is there something to boot from, and only one? Before anything is made. */
 int pc_check_boot(struct config *config, struct error *err);
-/* Tables, boot source, and every vCPU's first state. On a restart too: `again`. */
-int pc_boot(struct pc *pc, bool again, struct error *err);
+/* Tables, boot source, and the boot CPU's first state; the others are in reset. */
+int pc_boot(struct pc *pc, struct error *err);
 /* What vm_set_restart() takes; arg is the PC. */
 int pc_restart(void *arg, struct error *err);
 

@@ -103,6 +103,7 @@ GUESTS = [
     Guest('reset_kbd', status=RESET),
     Guest('reset_cf9', status=RESET),
     Guest('reset_92', status=RESET),
+    Guest('restart', '-c', '2', '-o', 'reboot=restart'),
     # protected mode, multiboot
     Guest('prot_boot', '--append', 'multiboot test', *MODULES),
     Guest('prot_basic', needs=NATIVE),
