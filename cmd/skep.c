@@ -53,16 +53,34 @@ static void on_end_signal(void *arg, int signo)
 	vm_request(vm, VM_END_POWEROFF);
 }
 
-/* The way out when skep itself fails: the shell's terminal must not stay raw. */
+/* The way out when skep itself fails or is killed: the shell's terminal must not stay raw. */
 static void on_crash(int signo)
 {
 	console_restore_terminal();
 	raise(signo); /* the default action, by SA_RESETHAND, once this returns */
 }
 
+/* Does this signal's default action end the process? (signal(7); the real-time ones do.) */
+static bool signal_ends(int signo)
+{
+	switch (signo) {
+	case SIGKILL: /* cannot be taken */
+	case SIGCHLD:
+	case SIGCONT:
+	case SIGSTOP:
+	case SIGTSTP:
+	case SIGTTIN:
+	case SIGTTOU:
+	case SIGURG:
+	case SIGWINCH:
+		return false;
+	default:
+		return true;
+	}
+}
+
 static void signals_prepare(void)
 {
-	static const int crashes[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT, SIGQUIT, SIGSYS};
 	struct sigaction crash = {.sa_handler = on_crash, .sa_flags = SA_RESETHAND}, old;
 	sigset_t set;
 
@@ -70,11 +88,14 @@ static void signals_prepare(void)
 	for (size_t i = 0; i < END_SIGNALS; i++)
 		sigaddset(&set, end_signals[i]);
 	pthread_sigmask(SIG_BLOCK, &set, NULL); /* threads inherit it; the event loop takes them */
+	/* A reader that went and a file that may not grow are the console's to deal with. */
 	signal(SIGPIPE, SIG_IGN);
-	for (size_t i = 0; i < sizeof(crashes) / sizeof(crashes[0]); i++)
+	signal(SIGXFSZ, SIG_IGN);
+	for (int signo = 1; signo <= SIGRTMAX; signo++)
 		/* A sanitizer's own handler tells more. */
-		if (sigaction(crashes[i], NULL, &old) == 0 && old.sa_handler == SIG_DFL)
-			sigaction(crashes[i], &crash, NULL);
+		if (signal_ends(signo) && !sigismember(&set, signo) &&
+		    sigaction(signo, NULL, &old) == 0 && old.sa_handler == SIG_DFL)
+			sigaction(signo, &crash, NULL);
 }
 
 static int signals_take(struct run *run, struct error *err)

@@ -5,6 +5,7 @@ import os
 import pathlib
 import pty
 import re
+import resource
 import signal
 import socket
 import stat
@@ -154,6 +155,14 @@ class Control(cli.SkepTest):
         vm.send_signal(signal.SIGTERM)
         self.assertEqual(vm.wait(cli.WAIT), POWEROFF)
 
+    def test_file_size_limit(self):
+        """It is an error of what wanted to write, and no death by SIGXFSZ."""
+        limit = 1 << 20
+        result = self.skep('-E', cli.Paths.engine, '--kernel', self.guest('hello.elf'), 'vm0',
+                           preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+        self.assertEqual((result.returncode, result.stdout), (REFUSED, ''))
+        self.assertIn('guest memory', result.stderr)
+
     def test_restart_on_reboot(self):
         vm = self.start('-l', 'com1,stdio', '-o', 'reboot=restart', '--kernel', self.guest('reset_cf9.elf'), 'vm0')
         out = b''
@@ -263,7 +272,9 @@ class Terminal(cli.SkepTest):
         self.assertIn(self.on_terminal(lambda vm, master: vm.send_signal(signal.SIGINT)), BUTTON_SEEN)
 
     def test_crash(self):
-        self.assertEqual(self.on_terminal(lambda vm, master: vm.send_signal(signal.SIGABRT)), -signal.SIGABRT)
+        for signo in (signal.SIGABRT, signal.SIGUSR1, signal.SIGALRM, signal.SIGXCPU, signal.SIGRTMAX):
+            with self.subTest(signo=signo):
+                self.assertEqual(self.on_terminal(lambda vm, master: vm.send_signal(signo)), -signo)
 
     def test_refusal(self):
         """A device refused after the console took the terminal."""
