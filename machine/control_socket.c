@@ -26,22 +26,31 @@ void control_dirs(struct control_dirs *dirs)
 	snprintf(dirs->path[2], CONTROL_PATH_MAX, "/tmp/skep-%u", (unsigned)geteuid());
 }
 
-/* A directory of ours, made if need be. One that belongs to somebody else (anybody can make a name in /tmp)
- * is none. */
-static int dir_use(const char *path)
+/* A directory that belongs to somebody else is none: anybody can make a name in /tmp, and there be asked, or
+ * answer, in our place. */
+static int dir_check(const char *path)
 {
 	struct stat st;
+
+	if (lstat(path, &st) != 0)
+		return -errno;
+	if (!S_ISDIR(st.st_mode))
+		return -ENOTDIR;
+	return st.st_uid == geteuid() || st.st_uid == 0 ? 0 : -EPERM;
+}
+
+/* A directory of ours, made if need be. */
+static int dir_use(const char *path)
+{
+	int rc;
 
 	if (path[0] == '\0')
 		return -ENAMETOOLONG;
 	if (mkdir(path, 0700) != 0 && errno != EEXIST)
 		return -errno;
-	if (lstat(path, &st) != 0)
-		return -errno;
-	if (!S_ISDIR(st.st_mode))
-		return -ENOTDIR;
-	if (st.st_uid != geteuid() && st.st_uid != 0)
-		return -EPERM;
+	rc = dir_check(path);
+	if (rc != 0)
+		return rc;
 	return access(path, W_OK | X_OK) == 0 ? 0 : -errno;
 }
 
@@ -207,7 +216,7 @@ int control_socket_connect(const char *name, struct error *err)
 
 	control_dirs(&dirs);
 	for (unsigned i = 0; i < CONTROL_DIRS; i++) {
-		if (dirs.path[i][0] == '\0' ||
+		if (dirs.path[i][0] == '\0' || dir_check(dirs.path[i]) != 0 ||
 		    path_make(path, dirs.path[i], name, "sock", err) != 0)
 			continue;
 

@@ -11,6 +11,7 @@ import socket
 import stat
 import subprocess
 import termios
+import unittest
 
 import cli
 
@@ -25,6 +26,10 @@ class Control(cli.SkepTest):
         result = self.skepctl(*args)
         self.assertEqual((result.returncode, result.stderr), (0, ''), args)
         return result.stdout
+
+    def listed(self):
+        """The names that skepctl list gives, but for those of other VMs on this host."""
+        return [name for name in (line.split()[0] for line in self.ask('list').splitlines()) if re.match(r'vm\d', name)]
 
     def state(self, name='vm0'):
         return dict(line.split(' ', 1) for line in self.ask(name, 'status').splitlines())
@@ -72,7 +77,7 @@ class Control(cli.SkepTest):
         vm.kill()
         vm.wait()
         self.assertTrue((self.dir / 'skep' / 'vm0.sock').exists())
-        self.assertEqual(self.ask('list'), '')
+        self.assertEqual(self.listed(), [])
         self.assertEqual(self.skepctl('vm0', 'status').returncode, 1)
         self.start_idle()
         self.assertEqual(self.state()['state'], 'running')
@@ -84,7 +89,7 @@ class Control(cli.SkepTest):
         self.assertRegex(second.stderr, r"\Askep: a VM named 'vm0' is running[^\n]+\n\Z")
         self.assertEqual(self.state()['state'], 'running', 'the first lives on')
         self.start_idle('vm1')
-        self.assertEqual([line.split()[0] for line in self.ask('list').splitlines()], ['vm0', 'vm1'])
+        self.assertEqual(self.listed(), ['vm0', 'vm1'])
 
     def test_status_pause_resume(self):
         vm = self.start_idle()
@@ -237,6 +242,20 @@ class Hostile(cli.SkepTest):
             except (BrokenPipeError, ConnectionResetError):
                 pass  # it hangs up on those that go on
             self.answers()
+
+    @unittest.skipIf(os.geteuid(), 'only root can give a directory away')
+    def test_somebody_elses_directory(self):
+        """skepctl does not talk to what others have put where a VM's socket would be."""
+        directory = self.dir / 'skep'
+        directory.mkdir()
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(directory / 'vm0.sock'))
+            server.listen()
+            os.chown(directory, 65534, 65534)
+            self.assertNotIn('vm0', self.skepctl('list').stdout)
+            self.assertIn('no VM named', self.skepctl('vm0', 'status').stderr)
+            server.setblocking(False)
+            self.assertRaises(BlockingIOError, server.accept)
 
     def test_a_command_in_pieces(self):
         self.start_idle()
