@@ -10,6 +10,7 @@
 
 #define GUEST_TOKENS 20
 #define REFILL_NS 1000000000ull
+#define WRITE_WAIT_MS 50
 #define LINE_MAX_BYTES 1200 /* room for a whole struct error and a prefix */
 
 static uint64_t monotonic_ns(void)
@@ -34,21 +35,22 @@ void log_set_raw_tty(struct log *log, bool raw)
 	pthread_mutex_unlock(&log->lock);
 }
 
-/* One write a line, so that lines of several threads and programs on one terminal stay whole. */
-static void write_line(int fd, const char *line, size_t len)
+/* One write a line, so that lines of several threads and programs on one terminal stay whole. Who does not read
+ * what skep says must not stop the VM by that, and a guest can make it say something: so a write that would block
+ * is waited for only so long, and then there is no line. */
+static bool write_line(int fd, const char *line, size_t len)
 {
 	for (int tries = 0; tries < 3; tries++) {
-		if (write(fd, line, len) >= 0)
-			return;
-		if (errno == EAGAIN) {
-			/* The console may have made the shared terminal non-blocking. */
-			struct pollfd p = {.fd = fd, .events = POLLOUT};
+		struct pollfd p = {.fd = fd, .events = POLLOUT};
 
-			poll(&p, 1, 50);
-		} else if (errno != EINTR) {
-			return;
-		}
+		if (poll(&p, 1, WRITE_WAIT_MS) == 0)
+			return false;
+		if (write(fd, line, len) >= 0)
+			return true;
+		if (errno != EINTR && errno != EAGAIN)
+			return false;
 	}
+	return false;
 }
 
 /* Under the lock. */
@@ -71,7 +73,7 @@ static void log_locked(struct log *log, uint64_t left_out, const char *fmt, va_l
 	if (log->raw_tty)
 		line[len++] = '\r';
 	line[len++] = '\n';
-	write_line(log->fd, line, len);
+	log->suppressed += !write_line(log->fd, line, len);
 }
 
 void log_at(struct log *log, enum log_level level, const char *fmt, ...)
@@ -116,8 +118,10 @@ void log_guest(struct log *log, enum log_level level, const char *fmt, ...)
 	va_start(ap, fmt);
 	pthread_mutex_lock(&log->lock);
 	if (take_token(log)) {
-		log_locked(log, log->suppressed, fmt, ap);
+		uint64_t left_out = log->suppressed;
+
 		log->suppressed = 0;
+		log_locked(log, left_out, fmt, ap);
 	} else {
 		log->suppressed++;
 	}

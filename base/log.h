@@ -3,7 +3,8 @@
  *
  * Any thread may log. While the terminal is raw (see backend/console) lines end in CR LF.
  * What a guest can provoke goes through log_guest(), which a guest cannot use to flood the host: a
- * bucket of 20 lines refilled at one a second, with the count of those left out.
+ * bucket of 20 lines refilled at one a second, with the count of those left out. A line that cannot be
+ * written within a moment, since nobody reads, is left out too.
  */
 #ifndef BASE_LOG_H
 #define BASE_LOG_H

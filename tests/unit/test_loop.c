@@ -1,5 +1,6 @@
 /* The event loop, the virtual clock, and the log. */
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <setjmp.h>
@@ -89,7 +90,7 @@ struct probe {
 	struct vtimer timer;
 	_Atomic int calls, inside;
 	_Atomic uint32_t events;
-	int stop_at;
+	_Atomic int stop_at;
 	sem_t entered, go;
 	bool hold;
 	uint64_t times[64], period;
@@ -642,6 +643,34 @@ static void test_log_guest(void **state)
 	assert_non_null(strstr(buf, " left out)\nskep: again\n"));
 }
 
+/* Nobody reads: whoever logs goes on all the same. */
+static void test_log_unread(void **state)
+{
+	char buf[65536];
+	struct log log;
+	int fds[2];
+	(void)state;
+
+	assert_int_equal(pipe2(fds, O_NONBLOCK), 0);
+	memset(buf, 'x', sizeof(buf));
+	while (write(fds[1], buf, sizeof(buf)) > 0)
+		;
+	assert_int_equal(fcntl(fds[1], F_SETFL, 0), 0);
+	log_init(&log, fds[1], LOG_INFO);
+	alarm(20);
+	log_guest(&log, LOG_WARN, "into a full pipe");
+	log_error(&log, "into a full pipe");
+	alarm(0);
+	while (read(fds[0], buf, sizeof(buf)) > 0)
+		;
+	log_guest(&log, LOG_WARN, "read again");
+	memset(buf, 0, sizeof(buf));
+	assert_true(read(fds[0], buf, sizeof(buf) - 1) > 0);
+	assert_string_equal(buf, "skep: read again (2 lines before this one left out)\n");
+	close(fds[0]);
+	close(fds[1]);
+}
+
 int main(void)
 {
 #define T(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
@@ -664,6 +693,7 @@ int main(void)
 		cmocka_unit_test(test_mul_div),
 		T(test_log),
 		T(test_log_guest),
+		T(test_log_unread),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
