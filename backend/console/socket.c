@@ -226,10 +226,10 @@ static int unix_bind(struct console *console, int fd, struct error *err)
 	const struct sockaddr_un *addr = &console->unix_addr;
 	struct stat st;
 
-	/* The mode before bind() is the file's; there is no moment in which others may connect. */
+	/* The mode before bind() is the file's; there is no moment in which others may connect. No chmod() of
+	 * the name, which may be another file by then. */
 	if (fchmod(fd, 0600) != 0 || bind(fd, (const struct sockaddr *)addr, sizeof(*addr)) != 0 ||
-	    chmod(addr->sun_path, 0600) != 0 || lstat(addr->sun_path, &st) != 0 ||
-	    listen(fd, BACKLOG) != 0)
+	    lstat(addr->sun_path, &st) != 0 || listen(fd, BACKLOG) != 0)
 		return error_set(err, errno, "console %s: cannot listen there: %s", console->spec,
 				 strerror(errno));
 	console->unix_dev = st.st_dev;
