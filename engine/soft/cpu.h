@@ -66,7 +66,7 @@ struct vm_exit;
  * is compared with the last one's page, so an access across a page edge never hits. rtag and wtag hold
  * -va when reads / writes may go straight to host memory at a + addend[i]. An empty tag is TLB_EMPTY(i),
  * which no address that indexes i matches.
- * jtag/jcode: the jump cache, by RIP bits 11:0 (its own index): jtag[i] = -rip, jcode[i] = the block's
+ * jtag/jcode: the jump cache, i = JTAG_INDEX(rip): jtag[i] = -rip, jcode[i] = the block's
  * `cross` entry. It is valid for one mode and CS base (tlb.c flushes it on changes).
  */
 struct soft_tlb {
@@ -78,6 +78,8 @@ struct soft_tlb {
 };
 /* Entry 0 of a zeroed table would match page 0, entry 4095 an access that wraps round; the others are
  * empty when zero. */
+#define JTAG_INDEX(rip) ((rip) >> 2 & (TLB_ENTRIES - 1))
+#define JTAG_EMPTY(i) ((i) == 0 ? (uint64_t)-4 : 0) /* no RIP with index 0 matches -4 */
 #define TLB_EMPTY(i) ((i) == 0 || (i) == TLB_ENTRIES - 1 ? (uint64_t) - (0x800ull << 12) : 0)
 
 /* Three tables for each address-space slot: what user mode may touch, what supervisor mode may, and
@@ -180,6 +182,8 @@ struct soft_cpu {
 	void *stub[8];             /* 0xf8: entry.S's thunks, enum soft_stub */
 	struct block_link *link;   /* 0x138: the direct jump that led to dispatch, or NULL */
 	uint64_t xsave_mask;       /* 0x140: components that are swapped */
+	void *xsave_area;          /* 0x148: `xsave` below */
+	uint64_t bounce_active;    /* 0x150: not 0: the access needs soft_mem_commit() */
 
 	uint32_t mode;            /* MODE_*, for the block to be looked up next; soft_update_mode() */
 	struct x86_seg seg[X86_SEGS], tr, ldtr;
@@ -221,6 +225,7 @@ _Static_assert(offsetof(struct soft_cpu, tlb) == 0xd8, "entry.S");
 _Static_assert(offsetof(struct soft_cpu, unwind) == 0xe8, "entry.S");
 _Static_assert(offsetof(struct soft_cpu, stub) == 0xf8, "entry.S");
 _Static_assert(offsetof(struct soft_cpu, xsave_mask) == 0x140, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, bounce_active) == 0x150, "entry.S");
 
 #define ARITH_FLAGS (X86_FL_CF | X86_FL_PF | X86_FL_AF | X86_FL_ZF | X86_FL_SF | X86_FL_OF)
 
@@ -249,11 +254,25 @@ static inline void soft_request(struct soft_cpu *cpu, uint32_t req)
 /* Runs translated code from a block's `cross` entry until a helper or a block says otherwise. Loads the
  * vector state before and saves it after. */
 /* Indices into cpu->stub. */
-enum soft_stub { STUB_QUICK, STUB_FULL, STUB_SLOW_ADDEND, STUB_SLOW_ADDRESS, STUB_COMMIT, STUB_LEAVE, STUB_LINEAR };
+enum soft_stub { STUB_QUICK, STUB_FULL, STUB_SLOW_ADDEND, STUB_SLOW_ADDRESS, STUB_COMMIT, STUB_LEAVE, STUB_LINEAR, STUB_FAULT };
 extern void soft_stub_quick(void), soft_stub_full(void), soft_stub_slow_addend(void),
-	soft_stub_slow_address(void), soft_stub_commit(void), soft_stub_leave(void), soft_stub_linear(void);
+	soft_stub_slow_address(void), soft_stub_commit(void), soft_stub_leave(void), soft_stub_linear(void), soft_stub_fault(void);
 
 enum soft_next soft_enter(struct soft_cpu *cpu, void *code);
+
+/* Finds or translates the block at cpu->rip in cpu->mode and runs from there. The caller has dealt with requests
+ * and events and stored run_ok = 1. Full. NEXT_LEAVE: look at requests, then call again. */
+enum soft_next soft_run(struct soft_cpu *cpu);
+/* Quick, from entry.S: what to do after a helper's answer: the code to go on with, or NULL to return cpu->unwind
+ * from soft_enter(). */
+void *soft_leave(struct soft_cpu *cpu, enum soft_next next);
+/* Fills in cpu->stub and xsave_area of a new vCPU. */
+void soft_cpu_wire(struct soft_cpu *cpu);
+
+/* Signals that translated code raises become guest exceptions; once a process, and once a thread (alternate stack). */
+int fault_install(void);
+int fault_thread_enter(struct soft_cpu *cpu);
+void fault_thread_leave(void);
 
 /* An instruction in C, full or quick. cpu->rip is this instruction; a helper that is done moves it on with
  * soft_advance() (for NEXT_GO as well as NEXT_LEAVE), unless it set RIP itself. */
@@ -304,19 +323,24 @@ int soft_linear(struct soft_cpu *cpu, enum x86_segreg seg, uint64_t offset, unsi
 #define MEM_WRITE 0x00000100u
 #define MEM_READ 0x00000200u   /* with MEM_WRITE: read-modify-write */
 #define MEM_LOCK 0x00000400u
+#define MEM_KEEP_RIP 0x00000800u /* commit: cpu->rip is set already (CALL) */
+#define MEM_SEG_SHIFT 12       /* 14:12: enum x86_segreg, for #SS or #GP */
 #define MEM_OFFSET_SHIFT 16    /* 27:16: offset of the instruction in its page: RIP = page_rip + offset */
 #define MEM_LEN_SHIFT 28       /* 31:28: its length */
 #define SOFT_MEM_FULL 1ull
 /* Quick: if the access is plain RAM within a page and allowed, fills the TLB and returns the addend (a
- * multiple of the page size); else, changing nothing, SOFT_MEM_FULL: soft_mem_slow() is called then. */
+ * multiple of the page size) and bounce_active = 0; else, changing nothing, SOFT_MEM_FULL: soft_mem_slow() is called then. */
 uint64_t soft_mem_fast(struct soft_cpu *cpu, uint64_t linear, uint32_t desc);
-/* Full: what is to be added to `linear` for the access, with cpu->unwind == NEXT_GO; cpu->bounce.size is not 0
+/* Full: what is to be added to `linear` for the access, with cpu->unwind == NEXT_GO; cpu->bounce_active is not 0
  * if it needs a commit. Else cpu->unwind says how to leave, and the instruction has done nothing. Sets cpu->rip. */
 uint64_t soft_mem_slow(struct soft_cpu *cpu, uint64_t linear, uint32_t desc);
-/* Full; after the instruction ran on what soft_mem_slow() gave for a write, if bounce.size is not 0. The
+/* Full; after the instruction ran on what soft_mem_slow() gave for a write, if bounce_active is not 0 (it clears that). The
  * instruction is done in any case and cpu->rip is behind it. NEXT_GO; NEXT_LEAVE if the block that is running
  * was invalidated; NEXT_EXIT for an MMIO write. */
 enum soft_next soft_mem_commit(struct soft_cpu *cpu, uint32_t desc);
+/* Quick: the linear address of `offset` in the segment and with the size and rights of `desc`: base, limit, type,
+ * canonical form and (MODE_AC) alignment are checked. cpu->unwind != NEXT_GO on a fault, cpu->rip set. */
+uint64_t soft_mem_linear(struct soft_cpu *cpu, uint64_t offset, uint32_t desc);
 /* Quick: where `linear` is to be fetched from, rights checked, from a small cache or by a walk. 0; -1: not by
  * quick means (fault, no RAM): use soft_translate_va(ACCESS_FETCH). */
 int soft_fetch_gpa(struct soft_cpu *cpu, uint64_t linear, uint64_t *gpa);

@@ -1,0 +1,261 @@
+/*
+ * The way into translated code and out of it, and the thunks that call C from it. cpu.h tells which guest
+ * register lies where. Offsets of struct soft_cpu are asserted there.
+ *
+ * Inside translated code RSP is cpu - 12. A thunk is called, so it begins with RSP = cpu - 20.
+ */
+#define O_RUN_OK 0x00
+#define O_RIP 0x10
+#define O_GPR 0x18
+#define O_ARITH 0xc8
+#define O_TLB 0xd8
+#define O_HOST_RSP 0xe0
+#define O_UNWIND 0xe8
+#define O_HOST_FP 0xf0
+#define O_XSAVE_MASK 0x140
+#define O_XSAVE_AREA 0x148
+#define O_BOUNCE 0x150
+#define RSP_BIAS 12
+#define TLB_BIAS 12
+#define FRAME 64 /* C runs with RSP = cpu - 64: aligned, clear of the return address */
+
+	.text
+
+/* Guest registers to cpu->gpr[], flags to cpu->arith; then RDI = cpu. depth: cpu - RSP. Changes RAX. */
+.macro SAVE depth
+	mov	%rax, O_GPR+0*8+\depth(%rsp)
+	mov	%r11, O_GPR+1*8+\depth(%rsp)
+	mov	%rdx, O_GPR+2*8+\depth(%rsp)
+	mov	%rbx, O_GPR+3*8+\depth(%rsp)
+	mov	%r14, O_GPR+4*8+\depth(%rsp)
+	mov	%rbp, O_GPR+5*8+\depth(%rsp)
+	mov	%rsi, O_GPR+6*8+\depth(%rsp)
+	mov	%rdi, O_GPR+7*8+\depth(%rsp)
+	mov	%r8, O_GPR+8*8+\depth(%rsp)
+	mov	%r9, O_GPR+9*8+\depth(%rsp)
+	mov	%r12, O_GPR+12*8+\depth(%rsp)
+	mov	%r13, O_GPR+13*8+\depth(%rsp)
+	lea	\depth(%rsp), %rdi
+	pushfq
+	pop	O_ARITH(%rdi)
+	/* The kernel may have left DF or AC clear; they are never set in here. */
+.endm
+
+/* The reverse, from RDI = cpu. Leaves RCX and R10 alone. */
+.macro LOAD
+	mov	O_ARITH(%rdi), %rax
+	and	$0x8d5, %eax
+	push	%rax
+	popfq
+	mov	O_TLB(%rdi), %r15
+	lea	TLB_BIAS(%r15), %r15
+	mov	O_GPR+0*8(%rdi), %rax
+	mov	O_GPR+1*8(%rdi), %r11
+	mov	O_GPR+2*8(%rdi), %rdx
+	mov	O_GPR+3*8(%rdi), %rbx
+	mov	O_GPR+4*8(%rdi), %r14
+	mov	O_GPR+5*8(%rdi), %rbp
+	mov	O_GPR+6*8(%rdi), %rsi
+	mov	O_GPR+8*8(%rdi), %r8
+	mov	O_GPR+9*8(%rdi), %r9
+	mov	O_GPR+12*8(%rdi), %r12
+	mov	O_GPR+13*8(%rdi), %r13
+	mov	O_GPR+7*8(%rdi), %rdi
+.endm
+
+/* Vector and x87 state to cpu->xsave, the C ABI's control words in their place. RDI = cpu; changes RAX, RCX, RDX. */
+.macro VECTOR_SAVE
+	mov	O_XSAVE_MASK(%rdi), %eax
+	mov	O_XSAVE_MASK+4(%rdi), %edx
+	mov	O_XSAVE_AREA(%rdi), %rcx
+	xsaveopt64 (%rcx)
+	fninit
+	fldcw	O_HOST_FP+4(%rdi)
+	ldmxcsr	O_HOST_FP(%rdi)
+	vzeroupper
+.endm
+
+.macro VECTOR_LOAD
+	mov	O_XSAVE_MASK(%rdi), %eax
+	mov	O_XSAVE_MASK+4(%rdi), %edx
+	mov	O_XSAVE_AREA(%rdi), %rcx
+	xrstor64 (%rcx)
+.endm
+
+/* enum soft_next soft_enter(struct soft_cpu *cpu, void *code) */
+	.globl	soft_enter
+	.type	soft_enter, @function
+soft_enter:
+	push	%rbp
+	push	%rbx
+	push	%r12
+	push	%r13
+	push	%r14
+	push	%r15
+	stmxcsr	O_HOST_FP(%rdi)
+	fnstcw	O_HOST_FP+4(%rdi)
+	mov	%rsp, O_HOST_RSP(%rdi)
+	mov	%rsi, %r10
+	VECTOR_LOAD
+	lea	-RSP_BIAS(%rdi), %rsp
+	mov	%r10, %rcx
+	LOAD
+	jmp	*%rcx
+	.size	soft_enter, . - soft_enter
+
+/* All saved, RDI = cpu, EAX = enum soft_next: on with other code, or back to the caller of soft_enter(). */
+leave_saved:
+	mov	%rdi, %rbx
+	lea	-FRAME(%rdi), %rsp
+	mov	%eax, %esi
+	call	soft_leave
+	mov	%rbx, %rdi
+	lea	-RSP_BIAS(%rdi), %rsp
+	test	%rax, %rax
+	jz	1f
+	mov	%rax, %rcx
+	LOAD
+	jmp	*%rcx
+1:	VECTOR_SAVE
+	mov	O_HOST_RSP(%rdi), %rsp
+	mov	O_UNWIND(%rdi), %eax
+	pop	%r15
+	pop	%r14
+	pop	%r13
+	pop	%r12
+	pop	%rbx
+	pop	%rbp
+	ret
+
+/* Jumped to: cpu->rip is set, go on there. */
+	.globl	soft_stub_leave
+soft_stub_leave:
+	SAVE	RSP_BIAS
+	mov	$1, %eax	/* NEXT_LEAVE */
+	jmp	leave_saved
+
+/* Jumped to by the signal handler: cpu->rip and cpu->fault are set. */
+	.globl	soft_stub_fault
+soft_stub_fault:
+	SAVE	RSP_BIAS
+	mov	$2, %eax	/* NEXT_FAULT */
+	jmp	leave_saved
+
+/* RCX = helper, R10 = insn. */
+	.globl	soft_stub_quick
+soft_stub_quick:
+	SAVE	RSP_BIAS+8
+	mov	%r10, %rsi
+	mov	%rdi, %rbx
+	lea	-FRAME(%rdi), %rsp
+	call	*%rcx
+	mov	%rbx, %rdi
+	test	%eax, %eax
+	jnz	leave_saved
+	lea	-(RSP_BIAS+8)(%rdi), %rsp
+	LOAD
+	ret
+
+	.globl	soft_stub_full
+soft_stub_full:
+	SAVE	RSP_BIAS+8
+	mov	%r10, %rsi
+	mov	%rdi, %rbx
+	mov	%rcx, %rbp
+	lea	-FRAME(%rdi), %rsp
+	VECTOR_SAVE
+	call	*%rbp
+	mov	%eax, %ebp
+	mov	%rbx, %rdi
+	VECTOR_LOAD
+	mov	%ebp, %eax
+	test	%eax, %eax
+	jnz	leave_saved
+	lea	-(RSP_BIAS+8)(%rdi), %rsp
+	LOAD
+	ret
+
+/* R10 = linear, ECX = desc. Gives R10 = addend, RCX = 0; soft_stub_slow_address: R10 = host address. */
+.macro SLOW address
+	SAVE	RSP_BIAS+8
+	mov	%rdi, %rbx
+	mov	%r10, %rbp
+	mov	%ecx, %r12d
+	lea	-FRAME(%rdi), %rsp
+	mov	%rbp, %rsi
+	mov	%r12d, %edx
+	call	soft_mem_fast
+	cmp	$1, %rax	/* SOFT_MEM_FULL */
+	mov	%rbx, %rdi
+	jne	2f
+	VECTOR_SAVE
+	mov	%rbp, %rsi
+	mov	%r12d, %edx
+	call	soft_mem_slow
+	mov	%rax, %r13
+	mov	%rbx, %rdi
+	VECTOR_LOAD
+	mov	O_UNWIND(%rdi), %eax
+	test	%eax, %eax
+	jnz	leave_saved
+	mov	%r13, %rax
+2:	mov	%rax, %r10
+	.if	\address
+	add	%rbp, %r10
+	.endif
+	xor	%ecx, %ecx
+	lea	-(RSP_BIAS+8)(%rdi), %rsp
+	LOAD
+	ret
+.endm
+
+	.globl	soft_stub_slow_addend
+soft_stub_slow_addend:
+	SLOW	0
+
+	.globl	soft_stub_slow_address
+soft_stub_slow_address:
+	SLOW	1
+
+/* ECX = desc. The instruction has run; finish its write. */
+	.globl	soft_stub_commit
+soft_stub_commit:
+	mov	%ecx, %r10d
+	mov	O_BOUNCE+RSP_BIAS+8(%rsp), %rcx
+	jrcxz	3f
+	SAVE	RSP_BIAS+8
+	mov	%rdi, %rbx
+	mov	%r10d, %ebp
+	lea	-FRAME(%rdi), %rsp
+	VECTOR_SAVE
+	mov	%ebp, %esi
+	call	soft_mem_commit
+	mov	%eax, %ebp
+	mov	%rbx, %rdi
+	VECTOR_LOAD
+	mov	%ebp, %eax
+	test	%eax, %eax
+	jnz	leave_saved
+	lea	-(RSP_BIAS+8)(%rdi), %rsp
+	LOAD
+3:	ret
+
+/* R10 = offset in the segment, ECX = desc. Gives R10 = linear. */
+	.globl	soft_stub_linear
+soft_stub_linear:
+	SAVE	RSP_BIAS+8
+	mov	%rdi, %rbx
+	mov	%r10, %rsi
+	mov	%ecx, %edx
+	lea	-FRAME(%rdi), %rsp
+	call	soft_mem_linear
+	mov	%rax, %r10
+	mov	%rbx, %rdi
+	mov	O_UNWIND(%rdi), %eax
+	test	%eax, %eax
+	jnz	leave_saved
+	lea	-(RSP_BIAS+8)(%rdi), %rsp
+	LOAD
+	ret
+
+	.section .note.GNU-stack,"",@progbits
