@@ -11,21 +11,22 @@
 #ifndef ENGINE_SOFT_CACHE_H
 #define ENGINE_SOFT_CACHE_H
 
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
 #include "base/error.h"
 #include "engine/soft/cpu.h"
+#include "engine/soft/native.h"
+#include "engine/soft/q_lock.h"
 
 #define CACHE_DEFAULT (64ull << 20)
 #define CACHE_MIN (256ull << 10)
 #define BLOCK_CODE_MAX 16384 /* host bytes of one block at most */
 
 struct block_key {
-	uint64_t gpa;     /* of the first instruction */
-	uint32_t mode;    /* MODE_* */
+	uint64_t gpa;  /* of the first instruction */
+	uint32_t mode; /* MODE_* */
 	/* With MODE_FLAT or in 64-bit code 0; else CS base and limit, as limits are checked at translation. */
 	uint64_t cs_base;
 	uint32_t cs_limit;
@@ -33,54 +34,62 @@ struct block_key {
 
 /* host offset -> guest offset, ascending; the entry with the greatest host <= pc is the instruction. */
 struct block_pc {
-	uint32_t host;  /* from block->rx */
+	uint32_t host;	/* from block->start */
 	uint16_t guest; /* from block->key.gpa */
 	uint16_t flags; /* BLOCK_PC_*: see translate.c */
 };
 
 /* A direct jump that leads to (or may be patched to lead to) another block of the same page. */
 struct block_link {
-	struct soft_block *from, *to;  /* `to` NULL: not linked */
-	struct block_link *next_in;    /* list of links into `to` */
-	uint32_t patch;                /* offset in code memory of the 4-byte-aligned rel32 */
-	uint32_t unlinked;             /* code offset of the exit it jumps to when not linked */
-	uint16_t target;               /* page offset of the target */
+	struct soft_block *from, *to; /* `to` NULL: not linked */
+	struct block_link *next_in;   /* list of links into `to` */
+	uint32_t patch;		      /* offset in code memory of the 4-byte-aligned rel32 */
+	uint32_t unlinked;	      /* code offset of the exit it jumps to when not linked */
+	uint16_t target;	      /* page offset of the target */
 };
 
 struct soft_block {
 	struct block_key key;
 	struct soft_block *_Atomic hash_next;
-	struct soft_block *page_next;  /* blocks with code on the same guest page */
-	struct soft_block *page2_next; /* the same for the second page of an instruction across pages */
-	uint64_t gpa2;                 /* guest page of the bytes behind the page edge, ~0 if none */
-	uint16_t len;                  /* guest bytes, at least 1 */
+	struct soft_block *page_next; /* blocks with code on the same guest page */
+	struct soft_block
+		*page2_next; /* the same for the second page of an instruction across pages */
+	uint64_t gpa2;	     /* guest page of the bytes behind the page edge, ~0 if none */
+	uint16_t len;	     /* guest bytes, at least 1 */
 	uint16_t ninsns;
 	uint16_t npcs;
 	uint8_t nlinks;
 	_Atomic bool valid;
-	uint32_t code;                 /* offset in code memory; `cross` entry is there */
-	uint32_t local;                /* `local` entry */
-	uint32_t code_len;
+	uint32_t start;	   /* offset in code memory of its first byte */
+	uint32_t code;	   /* .. of its `cross` entry */
+	uint32_t local;	   /* .. of its `local` entry */
+	uint32_t code_len; /* from `start` */
 	struct block_pc *pcs;
 	struct block_link *links;
-	struct block_link *in;         /* links that lead here */
+	struct block_link *in; /* links that lead here */
 };
 
 struct soft_cache; /* cache.c */
 
 struct soft_vm {
 	struct vm *vm;
-	pthread_mutex_t lock;
+	struct soft_lock lock; /* q_lock.h: may be taken by quick code */
 	uint8_t *code_rw, *code_rx;
 	uint64_t code_size;
 	struct soft_cache *cache;
 	unsigned ncpus;
 	struct soft_cpu *cpu[64];
-	_Atomic int64_t tsc_offset; /* guest TSC = host TSC + offset; for all vCPUs, at pause and resume */
+	_Atomic int64_t
+		tsc_offset; /* guest TSC = host TSC + offset; for all vCPUs, at pause and resume */
 	struct soft_lapics *lapics;
-	struct soft_trace *trace;   /* soft.trace=FILE, or NULL */
-	_Atomic uint64_t n_translated, n_linked, n_invalidated, n_flushes, n_tlb_miss, n_slow, n_faults,
-		n_dispatch;
+	_Atomic uint8_t *page_attr;	 /* a byte a page of RAM: tlb.h */
+	unsigned maxphyaddr;		 /* as CPUID shows */
+	struct soft_trace *trace;	 /* soft.trace=FILE, or NULL */
+	struct translation *translation; /* the translator's workspace, under `lock` */
+	bool isa[ISA_SETS];		 /* which instructions the CPU model shows: native.h */
+	struct cpuid_table cpuid;
+	_Atomic uint64_t n_translated, n_linked, n_invalidated, n_flushes, n_tlb_miss, n_slow,
+		n_faults, n_dispatch;
 };
 
 /* One place for every instruction's memory of a block's metadata: freed with the cache. NULL: full. */
@@ -102,6 +111,12 @@ struct soft_block *block_find(struct soft_vm *svm, const struct block_key *key);
 int cache_code_begin(struct soft_vm *svm, uint32_t *offset);
 void cache_watch_page(struct soft_cpu *self, uint64_t gpa);
 void block_insert(struct soft_vm *svm, struct soft_block *block);
+
+/* translate.c: the block for a key, made and inserted. gpa2: guest page behind, for a first instruction that
+ * reaches over the page edge, else ~0. limit_left: bytes from the first instruction to the segment's limit, less
+ * one. NULL: no memory there, or host memory ran out. Under svm->lock. */
+struct soft_block *soft_translate(struct soft_cpu *cpu, const struct block_key *key, uint64_t gpa2,
+				  uint64_t limit_left);
 
 /* Patches a link to its target's local entry, both valid and of one page and mode; atomic for vCPUs that
  * execute there. Under svm->lock. */

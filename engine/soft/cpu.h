@@ -89,48 +89,52 @@ enum tlb_kind { TLB_USER, TLB_SUPER, TLB_SUPER_AC, TLB_KINDS };
 /* ---- mode bits of a block --------------------------------------------------------------------------- */
 
 /* What else than the code bytes decides how an instruction is translated. Part of a block's key. */
-#define MODE_CODE64 0x0001u   /* CS.L in long mode */
-#define MODE_CODE32 0x0002u   /* CS.D=1; neither bit: 16-bit code */
-#define MODE_STACK32 0x0004u  /* SS.B=1 (64-bit code has 64-bit stacks whatever this says: it is 0 then) */
-#define MODE_LONG 0x0008u     /* EFER.LMA */
-#define MODE_PROT 0x0010u     /* CR0.PE */
-#define MODE_USER 0x0020u     /* CPL 3 */
-#define MODE_FLAT 0x0040u     /* DS ES SS CS are base 0, limit 4 GiB, readable/writable: no checks needed */
-#define MODE_TS 0x0080u       /* CR0.TS: #NM for x87, MMX, SSE, AVX */
-#define MODE_EM 0x0100u       /* CR0.EM: #NM for x87, #UD for MMX, SSE */
-#define MODE_MP 0x0200u       /* CR0.MP: with TS, WAIT is #NM too */
-#define MODE_OSFXSR 0x0400u   /* CR4.OSFXSR; without it SSE is #UD */
-#define MODE_OSXSAVE 0x0800u  /* CR4.OSXSAVE */
-#define MODE_AVX 0x1000u      /* OSXSAVE and XCR0 has SSE and AVX state */
-#define MODE_AVX512 0x2000u   /* .. and opmask, ZMM_Hi256, Hi16_ZMM */
-#define MODE_STEP 0x4000u     /* RFLAGS.TF or the monitor's single step: one instruction a block */
-#define MODE_AC 0x8000u       /* CR0.AM, RFLAGS.AC and CPL 3: misaligned accesses are #AC */
-#define MODE_SHADOW 0x10000u  /* in an STI or MOV SS shadow: one instruction, then events are looked at */
+#define MODE_CODE64 0x0001u /* CS.L in long mode */
+#define MODE_CODE32 0x0002u /* CS.D=1; neither bit: 16-bit code */
+#define MODE_STACK32 \
+	0x0004u /* SS.B=1 (64-bit code has 64-bit stacks whatever this says: it is 0 then) */
+#define MODE_LONG 0x0008u /* EFER.LMA */
+#define MODE_PROT 0x0010u /* CR0.PE */
+#define MODE_USER 0x0020u /* CPL 3 */
+#define MODE_FLAT \
+	0x0040u /* DS ES SS CS are base 0, limit 4 GiB, readable/writable: no checks needed */
+#define MODE_TS 0x0080u	     /* CR0.TS: #NM for x87, MMX, SSE, AVX */
+#define MODE_EM 0x0100u	     /* CR0.EM: #NM for x87, #UD for MMX, SSE */
+#define MODE_MP 0x0200u	     /* CR0.MP: with TS, WAIT is #NM too */
+#define MODE_OSFXSR 0x0400u  /* CR4.OSFXSR; without it SSE is #UD */
+#define MODE_OSXSAVE 0x0800u /* CR4.OSXSAVE */
+#define MODE_AVX 0x1000u     /* OSXSAVE and XCR0 has SSE and AVX state */
+#define MODE_AVX512 0x2000u  /* .. and opmask, ZMM_Hi256, Hi16_ZMM */
+#define MODE_STEP 0x4000u    /* RFLAGS.TF or the monitor's single step: one instruction a block */
+#define MODE_AC 0x8000u	     /* CR0.AM, RFLAGS.AC and CPL 3: misaligned accesses are #AC */
+#define MODE_SHADOW \
+	0x10000u /* in an STI or MOV SS shadow: one instruction, then events are looked at */
 #define MODE_OSXMMEX 0x20000u /* CR4.OSXMMEXCPT: SIMD exceptions are #XM, else #UD */
 
 /* ---- what a C helper tells its thunk --------------------------------------------------------------- */
 
 enum soft_next {
-	NEXT_GO = 0,  /* the instruction is done; go on behind it in the same block. cpu->rip is not looked at */
-	NEXT_LEAVE,   /* leave translated code; go on at cpu->rip, modes or mappings may have changed */
-	NEXT_FAULT,   /* cpu->fault is to be delivered; cpu->rip is the faulting instruction (trap: the next) */
-	NEXT_EXIT,    /* return to the monitor with the vm_exit that was filled in */
+	NEXT_GO =
+		0, /* the instruction is done; go on behind it in the same block. cpu->rip is not looked at */
+	NEXT_LEAVE, /* leave translated code; go on at cpu->rip, modes or mappings may have changed */
+	NEXT_FAULT, /* cpu->fault is to be delivered; cpu->rip is the faulting instruction (trap: the next) */
+	NEXT_EXIT, /* return to the monitor with the vm_exit that was filled in */
 };
 
 /* An exception on its way to delivery. */
 struct soft_fault {
 	uint8_t vector;
 	bool has_error;
-	bool trap;        /* reported after the instruction: TF, INT3, INTO: RF is not set in the image */
-	bool soft;        /* by INT n, INT3, INTO: gate DPL is checked */
-	bool external;    /* an interrupt or NMI: EXT bit for nested faults */
+	bool trap; /* reported after the instruction: TF, INT3, INTO: RF is not set in the image */
+	bool soft; /* by INT n, INT3, INTO: gate DPL is checked */
+	bool external; /* an interrupt or NMI: EXT bit for nested faults */
 	uint32_t error;
-	uint64_t cr2;     /* for #PF, stored in CR2 at delivery */
-	uint64_t dr6;     /* for #DB */
+	uint64_t cr2; /* for #PF, stored in CR2 at delivery */
+	uint64_t dr6; /* for #DB */
 };
 
 /* Fills cpu->fault and returns NEXT_FAULT. */
-enum soft_next soft_raise(struct soft_cpu *cpu, uint8_t vector);                      /* no error code */
+enum soft_next soft_raise(struct soft_cpu *cpu, uint8_t vector); /* no error code */
 enum soft_next soft_raise_error(struct soft_cpu *cpu, uint8_t vector, uint32_t error);
 
 /* ---- the vCPU -------------------------------------------------------------------------------------- */
@@ -140,13 +144,14 @@ enum soft_next soft_raise_error(struct soft_cpu *cpu, uint8_t vector, uint32_t e
 /* Bytes of an access that cannot go straight to RAM: MMIO, across a page edge. Translated code runs the
  * instruction on the bounce buffer, then commits it. */
 struct soft_bounce {
-	uint8_t bytes[192] __attribute__((aligned(64))); /* the access begins at bytes[linear & 63] */
+	uint8_t bytes[192]
+		__attribute__((aligned(64))); /* the access begins at bytes[linear & 63] */
 	uint64_t linear;
 	uint32_t size;
-	uint8_t pieces;  /* 1, or 2 across a page edge */
-	bool write;      /* commit copies it out */
-	bool direct;     /* the access goes to RAM itself, commit only invalidates code there */
-	bool exclusive;  /* a split or MMIO LOCK: all other vCPUs are stopped until commit */
+	uint8_t pieces; /* 1, or 2 across a page edge */
+	bool write;	/* commit copies it out */
+	bool direct;	/* the access goes to RAM itself, commit only invalidates code there */
+	bool exclusive; /* a split or MMIO LOCK: all other vCPUs are stopped until commit */
 	uint64_t gpa[2];
 	uint32_t len[2];
 	bool mmio[2];
@@ -161,31 +166,32 @@ struct soft_replay {
 		uint8_t size;
 	} read[SOFT_REPLAY_MAX]; /* reads done so far by this instruction, in order */
 	uint8_t count, next;
-	bool waiting;            /* the last vm_exit is a read whose value goes to read[count] */
-	uint64_t rip;            /* of the instruction; a different one empties the list */
+	bool waiting; /* the last vm_exit is a read whose value goes to read[count] */
+	uint64_t rip; /* of the instruction; a different one empties the list */
 };
 
 struct soft_cpu {
 	/* Offsets up to 115 are reached with a one-byte displacement from RSP. entry.S knows this part. */
-	_Atomic uint64_t run_ok;   /* 0x00: not 0: go on. Each block looks at it. Any thread stores 0 */
-	uint64_t page_rip;         /* 0x08 */
-	uint64_t rip;              /* 0x10: as the C side sees it; not kept inside a block */
-	uint64_t gpr[X86_GPRS];    /* 0x18 */
+	_Atomic uint64_t
+		run_ok;	   /* 0x00: not 0: go on. Each block looks at it. Any thread stores 0 */
+	uint64_t page_rip; /* 0x08 */
+	uint64_t rip;	   /* 0x10: as the C side sees it; not kept inside a block */
+	uint64_t gpr[X86_GPRS];	   /* 0x18 */
 	uint64_t fs_base, gs_base; /* 0x98: copies of seg[].base */
-	uint64_t scratch[4];       /* 0xa8: translated code's own; [0] holds a borrowed register */
-	uint64_t arith;            /* 0xc8: RFLAGS OSZAPC (and bit 1) while C runs */
-	uint64_t sysflags;         /* 0xd0: all other RFLAGS: TF IF DF IOPL NT RF VM AC VIF VIP ID */
-	struct soft_tlb *tlb;      /* 0xd8: the current table (slot, kind) */
-	uint64_t host_rsp;         /* 0xe0: the thread's own stack, while inside soft_enter() */
-	uint64_t unwind;           /* 0xe8: an enum soft_next; see soft_mem_slow() */
-	uint64_t host_fp;          /* 0xf0: the host's MXCSR and FCW, while inside soft_enter() */
-	void *stub[8];             /* 0xf8: entry.S's thunks, enum soft_stub */
-	struct block_link *link;   /* 0x138: the direct jump that led to dispatch, or NULL */
-	uint64_t xsave_mask;       /* 0x140: components that are swapped */
-	void *xsave_area;          /* 0x148: `xsave` below */
-	uint64_t bounce_active;    /* 0x150: not 0: the access needs soft_mem_commit() */
+	uint64_t scratch[4];	   /* 0xa8: translated code's own; [0] holds a borrowed register */
+	uint64_t arith;		   /* 0xc8: RFLAGS OSZAPC (and bit 1) while C runs */
+	uint64_t sysflags;	 /* 0xd0: all other RFLAGS: TF IF DF IOPL NT RF VM AC VIF VIP ID */
+	struct soft_tlb *tlb;	 /* 0xd8: the current table (slot, kind) */
+	uint64_t host_rsp;	 /* 0xe0: the thread's own stack, while inside soft_enter() */
+	uint64_t unwind;	 /* 0xe8: an enum soft_next; see soft_mem_slow() */
+	uint64_t host_fp;	 /* 0xf0: the host's MXCSR and FCW, while inside soft_enter() */
+	void *stub[8];		 /* 0xf8: entry.S's thunks, enum soft_stub */
+	struct block_link *link; /* 0x138: the direct jump that led to dispatch, or NULL */
+	uint64_t xsave_mask;	 /* 0x140: components that are swapped */
+	void *xsave_area;	 /* 0x148: `xsave` below */
+	uint64_t bounce_active;	 /* 0x150: not 0: the access needs soft_mem_commit() */
 
-	uint32_t mode;            /* MODE_*, for the block to be looked up next; soft_update_mode() */
+	uint32_t mode; /* MODE_*, for the block to be looked up next; soft_update_mode() */
 	struct x86_seg seg[X86_SEGS], tr, ldtr;
 	struct x86_table gdtr, idtr;
 	uint64_t cr0, cr2, cr3, cr4, cr8;
@@ -194,20 +200,26 @@ struct soft_cpu {
 	uint8_t cpl;
 	bool shadow_sti, shadow_mov_ss;
 	bool nmi_masked;
-	bool halted;              /* in HLT */
+	bool halted; /* in HLT */
 	bool wait_sipi;
-	bool single_step;         /* the monitor wants EXIT_MTRAP after each instruction */
+	bool stepping; /* the block being run holds one instruction: soft_run() returns behind it */
+	bool single_step; /* the monitor wants EXIT_MTRAP after each instruction */
 
 	struct soft_fault fault;
 	struct soft_bounce bounce;
 	struct soft_replay replay;
+
+	uint64_t
+		flush_seen; /* svm->n_flushes when translated code was last entered or a safepoint passed */
+	_Atomic uint32_t in; /* safepoints: 1 while executing guest code; cache.c */
+	uint32_t exclusive_depth;
 
 	/* Asynchronous requests, any thread sets them and then stores run_ok = 0. */
 	_Atomic uint32_t requests;
 
 	struct soft_vm *svm;
 	struct vcpu *vcpu;
-	struct vm_exit *exit;     /* to fill before NEXT_EXIT */
+	struct vm_exit *exit; /* to fill before NEXT_EXIT */
 	struct soft_lapic *lapic;
 	struct soft_slots *slots; /* tlb.c's */
 	struct soft_counters *counters;
@@ -235,12 +247,12 @@ static inline uint64_t soft_rflags(const struct soft_cpu *cpu)
 }
 
 /* Requests */
-#define REQ_KICK 0x01u      /* return EXIT_BOGUS */
-#define REQ_INTR 0x02u      /* the local APIC or the PIC may have an interrupt */
+#define REQ_KICK 0x01u /* return EXIT_BOGUS */
+#define REQ_INTR 0x02u /* the local APIC or the PIC may have an interrupt */
 #define REQ_NMI 0x04u
 #define REQ_INIT 0x08u
-#define REQ_SIPI 0x10u      /* vector in lapic */
-#define REQ_TLB 0x20u       /* another vCPU wants something at a safepoint: cache.c, tlb.c */
+#define REQ_SIPI 0x10u /* vector in lapic */
+#define REQ_TLB 0x20u  /* another vCPU wants something at a safepoint: cache.c, tlb.c */
 #define REQ_TIMER 0x40u
 
 static inline void soft_request(struct soft_cpu *cpu, uint32_t req)
@@ -254,9 +266,19 @@ static inline void soft_request(struct soft_cpu *cpu, uint32_t req)
 /* Runs translated code from a block's `cross` entry until a helper or a block says otherwise. Loads the
  * vector state before and saves it after. */
 /* Indices into cpu->stub. */
-enum soft_stub { STUB_QUICK, STUB_FULL, STUB_SLOW_ADDEND, STUB_SLOW_ADDRESS, STUB_COMMIT, STUB_LEAVE, STUB_LINEAR, STUB_FAULT };
+enum soft_stub {
+	STUB_QUICK,
+	STUB_FULL,
+	STUB_SLOW_ADDEND,
+	STUB_SLOW_ADDRESS,
+	STUB_COMMIT,
+	STUB_LEAVE,
+	STUB_LINEAR,
+	STUB_FAULT
+};
 extern void soft_stub_quick(void), soft_stub_full(void), soft_stub_slow_addend(void),
-	soft_stub_slow_address(void), soft_stub_commit(void), soft_stub_leave(void), soft_stub_linear(void), soft_stub_fault(void);
+	soft_stub_slow_address(void), soft_stub_commit(void), soft_stub_leave(void),
+	soft_stub_linear(void), soft_stub_fault(void);
 
 enum soft_next soft_enter(struct soft_cpu *cpu, void *code);
 
@@ -296,7 +318,12 @@ enum soft_next soft_deliver_interrupt(struct soft_cpu *cpu, uint8_t vector, bool
 
 /* ---- tlb.c ------------------------------------------------------------------------------------------ */
 
-enum soft_access { ACCESS_READ = 1, ACCESS_WRITE = 2, ACCESS_FETCH = 4, ACCESS_SYSTEM = 8 /* implicit supervisor */ };
+enum soft_access {
+	ACCESS_READ = 1,
+	ACCESS_WRITE = 2,
+	ACCESS_FETCH = 4,
+	ACCESS_SYSTEM = 8 /* implicit supervisor */
+};
 
 int soft_tlb_init(struct soft_cpu *cpu);
 void soft_tlb_fini(struct soft_cpu *cpu);
@@ -309,7 +336,8 @@ int soft_translate_va(struct soft_cpu *cpu, uint64_t linear, unsigned access, ui
 /* C's own guest accesses, by linear address; across pages, to MMIO (by replay). 0, NEXT_FAULT, NEXT_EXIT. A
  * store of several pages checks them all before it writes any. */
 int soft_load(struct soft_cpu *cpu, uint64_t linear, void *out, unsigned size, unsigned access);
-int soft_store(struct soft_cpu *cpu, uint64_t linear, const void *in, unsigned size, unsigned access);
+int soft_store(struct soft_cpu *cpu, uint64_t linear, const void *in, unsigned size,
+	       unsigned access);
 /* A host pointer to [linear, linear+len) within one page if it is RAM that may be accessed so directly now
  * (no MMIO, no code page for writes); NULL: use load and store. *next as above on a fault. For REP. */
 void *soft_direct(struct soft_cpu *cpu, uint64_t linear, uint64_t len, unsigned access, int *next);
@@ -319,14 +347,15 @@ int soft_linear(struct soft_cpu *cpu, enum x86_segreg seg, uint64_t offset, unsi
 		unsigned access, uint64_t *linear);
 
 /* Translated code's accesses that miss the TLB. */
-#define MEM_SIZE 0x000000ffu   /* bytes, 1 to 64 */
+#define MEM_SIZE 0x000000ffu /* bytes, 1 to 64 */
 #define MEM_WRITE 0x00000100u
-#define MEM_READ 0x00000200u   /* with MEM_WRITE: read-modify-write */
+#define MEM_READ 0x00000200u /* with MEM_WRITE: read-modify-write */
 #define MEM_LOCK 0x00000400u
 #define MEM_KEEP_RIP 0x00000800u /* commit: cpu->rip is set already (CALL) */
-#define MEM_SEG_SHIFT 12       /* 14:12: enum x86_segreg, for #SS or #GP */
-#define MEM_OFFSET_SHIFT 16    /* 27:16: offset of the instruction in its page: RIP = page_rip + offset */
-#define MEM_LEN_SHIFT 28       /* 31:28: its length */
+#define MEM_SEG_SHIFT 12	 /* 14:12: enum x86_segreg, for #SS or #GP */
+#define MEM_OFFSET_SHIFT \
+	16		 /* 27:16: offset of the instruction in its page: RIP = page_rip + offset */
+#define MEM_LEN_SHIFT 28 /* 31:28: its length */
 #define SOFT_MEM_FULL 1ull
 /* Quick: if the access is plain RAM within a page and allowed, fills the TLB and returns the addend (a
  * multiple of the page size) and bounce_active = 0; else, changing nothing, SOFT_MEM_FULL: soft_mem_slow() is called then. */

@@ -118,7 +118,8 @@ static void decode_reg_operand(const ZydisDecodedOperand *op, struct insn *insn)
 			insn->implicit_gprs |= (uint16_t)(1u << number);
 		else if (file == RF_GPR8H)
 			insn->implicit_gprs |= (uint16_t)(1u << (number - 4));
-		if (cls == ZYDIS_REGCLASS_SEGMENT && op->visibility == ZYDIS_OPERAND_VISIBILITY_IMPLICIT)
+		if (cls == ZYDIS_REGCLASS_SEGMENT &&
+		    op->visibility == ZYDIS_OPERAND_VISIBILITY_IMPLICIT)
 			insn->segreg = seg_number(op->reg.value);
 		return;
 	}
@@ -157,8 +158,8 @@ static void decode_mem_operand(const ZydisDecodedOperand *op, struct insn *insn)
 	if (hidden || (op->encoding != ZYDIS_OPERAND_ENCODING_MODRM_RM &&
 		       op->encoding != ZYDIS_OPERAND_ENCODING_DISP16_32_64)) {
 		insn->implicit_mem = true;
-		if (op->mem.segment != ZYDIS_REGISTER_NONE && op->mem.segment != ZYDIS_REGISTER_ES &&
-		    op->mem.segment != ZYDIS_REGISTER_SS)
+		if (op->mem.segment != ZYDIS_REGISTER_NONE &&
+		    op->mem.segment != ZYDIS_REGISTER_ES && op->mem.segment != ZYDIS_REGISTER_SS)
 			insn->mem_seg = seg_number(op->mem.segment);
 		if (!insn->mem_size)
 			insn->mem_size = op->size / 8;

@@ -75,7 +75,8 @@ static void emit_opcode(struct emit *e, unsigned map, uint8_t opcode)
 	emit_u8(e, opcode);
 }
 
-void emit_op_rr(struct emit *e, unsigned width, unsigned map, uint8_t opcode, uint8_t reg, uint8_t rm)
+void emit_op_rr(struct emit *e, unsigned width, unsigned map, uint8_t opcode, uint8_t reg,
+		uint8_t rm)
 {
 	if (width == 2)
 		emit_u8(e, 0x66);
@@ -84,7 +85,8 @@ void emit_op_rr(struct emit *e, unsigned width, unsigned map, uint8_t opcode, ui
 	emit_u8(e, (uint8_t)(0xc0 | (reg & 7) << 3 | (rm & 7)));
 }
 
-void emit_op_rm(struct emit *e, unsigned width, unsigned map, uint8_t opcode, uint8_t reg, struct hmem mem)
+void emit_op_rm(struct emit *e, unsigned width, unsigned map, uint8_t opcode, uint8_t reg,
+		struct hmem mem)
 {
 	if (width == 2)
 		emit_u8(e, 0x66);
@@ -153,7 +155,8 @@ void emit_movzx(struct emit *e, unsigned from, uint8_t dst, uint8_t src)
 }
 
 /* Three-byte VEX (SDM vol. 2 section 2.3.5): W=1, L=0. */
-static void emit_vex_w1(struct emit *e, uint8_t map, uint8_t pp, uint8_t reg, uint8_t vvvv, uint8_t rm)
+static void emit_vex_w1(struct emit *e, uint8_t map, uint8_t pp, uint8_t reg, uint8_t vvvv,
+			uint8_t rm)
 {
 	emit_u8(e, 0xc4);
 	emit_u8(e, (uint8_t)((bit3(reg) ^ 1) << 7 | 1 << 6 | (bit3(rm) ^ 1) << 5 | map));
@@ -300,9 +303,10 @@ static void emit_legacy(struct emit *e, const struct insn *insn, const struct in
 	bool high = insn->reg_file == RF_GPR8H || insn->rm_file == RF_GPR8H ||
 		    insn->opreg_file == RF_GPR8H;
 	uint8_t base = insn->opreg_file != RF_NONE ? f->opreg : r->mem ? f->base : f->rm;
-	bool byte_reg = !high && (insn->opsize == 1 || (insn->map == 1 && (insn->opcode & 0xf6) == 0xb6) ||
-				  (insn->map == 1 && (insn->opcode & 0xf0) == 0x90) ||
-				  (insn->map == 2 && insn->opcode == 0xf0));
+	bool byte_reg = !high &&
+			(insn->opsize == 1 || (insn->map == 1 && (insn->opcode & 0xf6) == 0xb6) ||
+			 (insn->map == 1 && (insn->opcode & 0xf0) == 0x90) ||
+			 (insn->map == 2 && insn->opcode == 0xf0));
 
 	emit_legacy_prefixes(e, insn);
 	/* SPL..DIL and the substitutes need an empty REX where a byte register is named. */
@@ -347,7 +351,8 @@ static void emit_evex(struct emit *e, const struct insn *insn, const struct insn
 		at++;
 	/* With a vector in rm, X is bit 4 of its number (SDM vol. 2 table 2-31). */
 	x = rm_vector ? (f->rm >> 4 & 1) : bit3(f->index);
-	p0 = (uint8_t)((b[at + 1] & 0x07) | (bit3(f->reg) ^ 1) << 7 | (x ^ 1) << 6 | (bit3(base) ^ 1) << 5 |
+	p0 = (uint8_t)((b[at + 1] & 0x07) | (bit3(f->reg) ^ 1) << 7 | (x ^ 1) << 6 |
+		       (bit3(base) ^ 1) << 5 |
 		       (insn->reg_file == RF_OTHER ? (f->reg >> 4 & 1) ^ 1 : 1) << 4);
 	p1 = (uint8_t)((b[at + 2] & 0x87) | (~vvvv & 15) << 3);
 	p2 = (uint8_t)((b[at + 3] & 0xf7) | ((vvvv >> 4 & 1) ^ 1) << 3);

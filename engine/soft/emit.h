@@ -14,8 +14,22 @@
 
 /* Host registers, by number. */
 enum host_reg {
-	H_RAX, H_RCX, H_RDX, H_RBX, H_RSP, H_RBP, H_RSI, H_RDI,
-	H_R8, H_R9, H_R10, H_R11, H_R12, H_R13, H_R14, H_R15,
+	H_RAX,
+	H_RCX,
+	H_RDX,
+	H_RBX,
+	H_RSP,
+	H_RBP,
+	H_RSI,
+	H_RDI,
+	H_R8,
+	H_R9,
+	H_R10,
+	H_R11,
+	H_R12,
+	H_R13,
+	H_R14,
+	H_R15,
 	H_NONE = 0xff
 };
 
@@ -49,8 +63,10 @@ void emit_u32(struct emit *e, uint32_t value);
 void emit_bytes(struct emit *e, const void *bytes, unsigned n);
 
 /* opcode with ModRM: `map` 0 is one-byte, 1 is 0F. width 1, 2, 4 or 8 bytes gives 66/REX.W. */
-void emit_op_rr(struct emit *e, unsigned width, unsigned map, uint8_t opcode, uint8_t reg, uint8_t rm);
-void emit_op_rm(struct emit *e, unsigned width, unsigned map, uint8_t opcode, uint8_t reg, struct hmem mem);
+void emit_op_rr(struct emit *e, unsigned width, unsigned map, uint8_t opcode, uint8_t reg,
+		uint8_t rm);
+void emit_op_rm(struct emit *e, unsigned width, unsigned map, uint8_t opcode, uint8_t reg,
+		struct hmem mem);
 
 /* None of these changes flags. */
 void emit_mov_rr(struct emit *e, unsigned width, uint8_t dst, uint8_t src); /* width 4 or 8 */
@@ -69,11 +85,11 @@ void emit_jmp_mem(struct emit *e, struct hmem mem);
  * one that turns out too far sets `overflow`. */
 uint32_t emit_jrcxz(struct emit *e);
 uint32_t emit_jecxz(struct emit *e);
-uint32_t emit_jmp(struct emit *e);               /* rel32 */
-uint32_t emit_jcc(struct emit *e, unsigned cc);  /* rel32 */
-void emit_here(struct emit *e, uint32_t place);  /* a rel32 place */
+uint32_t emit_jmp(struct emit *e);		 /* rel32 */
+uint32_t emit_jcc(struct emit *e, unsigned cc);	 /* rel32 */
+void emit_here(struct emit *e, uint32_t place);	 /* a rel32 place */
 void emit_here8(struct emit *e, uint32_t place); /* a rel8 place */
-void emit_jmp_to(struct emit *e, uint32_t pos);  /* backwards */
+void emit_jmp_to(struct emit *e, uint32_t pos);	 /* backwards */
 
 /*
  * The guest instruction again: `reg`, `rm`, `vvvv`, `opreg` are host register numbers that stand for the GPRs

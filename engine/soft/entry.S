@@ -223,7 +223,9 @@ soft_stub_commit:
 	mov	%ecx, %r10d
 	mov	O_BOUNCE+RSP_BIAS+8(%rsp), %rcx
 	jrcxz	3f
-	SAVE	RSP_BIAS+8
+	jmp	4f
+3:	ret
+4:	SAVE	RSP_BIAS+8
 	mov	%rdi, %rbx
 	mov	%r10d, %ebp
 	lea	-FRAME(%rdi), %rsp
@@ -238,7 +240,7 @@ soft_stub_commit:
 	jnz	leave_saved
 	lea	-(RSP_BIAS+8)(%rdi), %rsp
 	LOAD
-3:	ret
+	ret
 
 /* R10 = offset in the segment, ECX = desc. Gives R10 = linear. */
 	.globl	soft_stub_linear

@@ -1,0 +1,14 @@
+/* Pieces that q_access.c and access.c share. Quick. */
+#ifndef ENGINE_SOFT_ACCESS_H
+#define ENGINE_SOFT_ACCESS_H
+
+#include "engine/soft/cpu.h"
+
+/* One MMIO access of the instruction at cpu->rip: 0 when answered, or NEXT_EXIT. */
+int mmio_access(struct soft_cpu *cpu, uint64_t gpa, unsigned size, bool write, uint64_t *value);
+/* RAM was written: dirty bit, invalidation of translated code. */
+void ram_written(struct soft_cpu *cpu, uint64_t gpa, unsigned len);
+/* cpu->rip of the instruction that a MEM_* descriptor names. */
+void desc_set_rip(struct soft_cpu *cpu, uint32_t desc);
+
+#endif

@@ -1,0 +1,118 @@
+/* Quick: what happens between two blocks that are not chained. */
+#include "engine/soft/cache.h"
+#include "engine/soft/dispatch.h"
+
+#define PAGE_MASK 0xfffull
+
+enum soft_next soft_raise(struct soft_cpu *cpu, uint8_t vector)
+{
+	struct soft_fault *fault = &cpu->fault;
+
+	fault->vector = vector;
+	fault->has_error = false;
+	fault->trap = fault->soft = fault->external = false;
+	fault->error = 0;
+	fault->cr2 = fault->dr6 = 0;
+	return NEXT_FAULT;
+}
+
+enum soft_next soft_raise_error(struct soft_cpu *cpu, uint8_t vector, uint32_t error)
+{
+	soft_raise(cpu, vector);
+	cpu->fault.has_error = true;
+	cpu->fault.error = error;
+	return NEXT_FAULT;
+}
+
+bool dispatch_linear(const struct soft_cpu *cpu, uint64_t *linear)
+{
+	if (cpu->mode & MODE_CODE64) {
+		*linear = cpu->rip;
+		return (uint64_t)((int64_t)(cpu->rip << 16) >> 16) == cpu->rip;
+	}
+	*linear = (uint32_t)(cpu->seg[X86_CS].base + cpu->rip);
+	return cpu->rip <= cpu->seg[X86_CS].limit;
+}
+
+void dispatch_key(const struct soft_cpu *cpu, uint64_t gpa, struct block_key *key)
+{
+	bool based = !(cpu->mode & (MODE_CODE64 | MODE_FLAT));
+
+	key->gpa = gpa;
+	key->mode = cpu->mode;
+	key->cs_base = based ? cpu->seg[X86_CS].base : 0;
+	key->cs_limit = based ? cpu->seg[X86_CS].limit : 0;
+}
+
+/* The bytes behind the page edge are still the ones that were translated. */
+static bool second_page_holds(struct soft_cpu *cpu, const struct soft_block *block, uint64_t linear)
+{
+	uint64_t gpa;
+
+	if (block->gpa2 == ~0ull)
+		return true;
+	return !soft_fetch_gpa(cpu, (linear | PAGE_MASK) + 1, &gpa) && gpa == block->gpa2;
+}
+
+struct soft_block *dispatch_find(struct soft_cpu *cpu, uint64_t linear, uint64_t gpa)
+{
+	struct block_key key;
+	struct soft_block *block;
+
+	dispatch_key(cpu, gpa, &key);
+	block = block_find(cpu->svm, &key);
+	if (!block || !second_page_holds(cpu, block, linear))
+		return NULL;
+	return block;
+}
+
+/* Links the direct jump that led here, if it is one within a page. */
+static void dispatch_link(struct soft_cpu *cpu, struct block_link *link, struct soft_block *to)
+{
+	struct soft_vm *svm = cpu->svm;
+	const struct block_key *from = &link->from->key;
+
+	if (to->gpa2 != ~0ull || from->mode != to->key.mode ||
+	    (from->gpa | PAGE_MASK) != (to->key.gpa | PAGE_MASK) ||
+	    (to->key.gpa & PAGE_MASK) != link->target)
+		return;
+	soft_lock_acquire(&svm->lock);
+	if (!link->to && atomic_load(&link->from->valid) && atomic_load(&to->valid))
+		block_link(svm, link, to);
+	soft_lock_release(&svm->lock);
+}
+
+static void *dispatch(struct soft_cpu *cpu)
+{
+	struct block_link *link = cpu->link;
+	struct soft_block *block;
+	uint64_t linear, gpa;
+
+	cpu->link = NULL;
+	if (!atomic_load(&cpu->run_ok) || cpu->stepping || (cpu->mode & (MODE_STEP | MODE_SHADOW)))
+		return NULL;
+	if (!dispatch_linear(cpu, &linear) || soft_fetch_gpa(cpu, linear, &gpa))
+		return NULL;
+	block = dispatch_find(cpu, linear, gpa);
+	if (!block)
+		return NULL;
+	void *code = cpu->svm->code_rx + block->code;
+
+	soft_jump_cache_put(cpu, cpu->rip, code);
+	if (link)
+		dispatch_link(cpu, link, block);
+	return code;
+}
+
+void *soft_leave(struct soft_cpu *cpu, enum soft_next next)
+{
+	void *code = NULL;
+
+	if (next == NEXT_FAULT && !cpu->stepping)
+		next = soft_deliver_fault(cpu);
+	if (next == NEXT_LEAVE)
+		code = dispatch(cpu);
+	cpu->link = NULL;
+	cpu->unwind = next;
+	return code;
+}

@@ -1,0 +1,604 @@
+/* Quick: page walks (SDM vol. 3 chapter 4) and the inline TLB. See cpu.h for the tables. */
+#include "engine/soft/cache.h"
+#include "engine/soft/tlb.h"
+#include "vmm/vm.h"
+
+#define PTE_P 0x1ull
+#define PTE_W 0x2ull
+#define PTE_U 0x4ull
+#define PTE_A 0x20ull
+#define PTE_D 0x40ull
+#define PTE_PS 0x80ull
+#define PTE_NX (1ull << 63)
+#define PTE_ADDR 0x000ffffffffff000ull
+
+#define PF_P 1u
+#define PF_W 2u
+#define PF_U 4u
+#define PF_RSVD 8u
+#define PF_I 16u
+
+#define PAGE_LOW 0xfffull
+
+uint8_t *guest_ptr(struct soft_vm *svm, uint64_t gpa, uint64_t len, bool *writable)
+{
+	const struct memory *mem = &svm->vm->memory;
+
+	for (unsigned i = 0; i < mem->nregions; i++) {
+		const struct memory_region *r = &mem->region[i];
+
+		if (gpa >= r->gpa && len <= r->len && gpa - r->gpa <= r->len - len) {
+			*writable = r->kind == MEMORY_RAM;
+			return r->hva + (gpa - r->gpa);
+		}
+	}
+	return NULL;
+}
+
+_Atomic uint8_t *page_attr(struct soft_vm *svm, uint64_t gpa)
+{
+	const struct memory *mem = &svm->vm->memory;
+
+	if (gpa < mem->low)
+		return &svm->page_attr[gpa >> 12];
+	if (gpa >= MEMORY_HIGH_BASE && gpa - MEMORY_HIGH_BASE < mem->high)
+		return &svm->page_attr[(mem->low + (gpa - MEMORY_HIGH_BASE)) >> 12];
+	return NULL;
+}
+
+/* ---- walks ------------------------------------------------------------------------------------------ */
+
+struct walk {
+	uint64_t linear;
+	unsigned access;
+	uint64_t rights; /* AND of the entries' W and U */
+	bool nx;
+	unsigned levels;    /* entries on the way */
+	uint64_t *entry[4]; /* their host addresses; 32-bit ones too */
+	uint64_t value[4];
+	bool wide; /* 64-bit entries */
+	uint64_t gpa, size;
+};
+
+static bool nx_enabled(const struct soft_cpu *cpu)
+{
+	return (cpu->efer & X86_EFER_NXE) && (cpu->cr4 & X86_CR4_PAE);
+}
+
+static int page_fault(struct soft_cpu *cpu, const struct walk *w, unsigned why)
+{
+	unsigned error = why;
+
+	if (w->access & ACCESS_WRITE)
+		error |= PF_W;
+	if (cpu->cpl == 3 && !(w->access & ACCESS_SYSTEM))
+		error |= PF_U;
+	if ((w->access & ACCESS_FETCH) && (nx_enabled(cpu) || (cpu->cr4 & X86_CR4_SMEP)))
+		error |= PF_I;
+	soft_raise_error(cpu, X86_PF, error);
+	cpu->fault.cr2 = w->linear;
+	return NEXT_FAULT;
+}
+
+/* Bits that must be zero in every entry of a 64-bit format. */
+static uint64_t reserved_bits(const struct soft_cpu *cpu)
+{
+	uint64_t bits = PTE_ADDR & ~((1ull << cpu->svm->maxphyaddr) - 1);
+
+	return nx_enabled(cpu) ? bits : bits | PTE_NX;
+}
+
+/* Reads one entry. 0, or NEXT_FAULT. */
+static int walk_entry(struct soft_cpu *cpu, struct walk *w, uint64_t gpa, uint64_t reserved)
+{
+	bool writable;
+	uint8_t *p = guest_ptr(cpu->svm, gpa, w->wide ? 8 : 4, &writable);
+	uint64_t v;
+
+	/* Page tables outside memory read as ones on the bus: reserved bits, or not there. */
+	if (!p)
+		return page_fault(cpu, w, PF_P | PF_RSVD);
+	v = w->wide ? __atomic_load_n((uint64_t *)p, __ATOMIC_RELAXED)
+		    : __atomic_load_n((uint32_t *)p, __ATOMIC_RELAXED);
+	if (!(v & PTE_P))
+		return page_fault(cpu, w, 0);
+	if (v & reserved)
+		return page_fault(cpu, w, PF_P | PF_RSVD);
+	w->entry[w->levels] = (uint64_t *)p;
+	w->value[w->levels++] = v;
+	return 0;
+}
+
+static int walk_4level(struct soft_cpu *cpu, struct walk *w)
+{
+	uint64_t table = cpu->cr3 & PTE_ADDR, reserved = reserved_bits(cpu);
+
+	w->rights = PTE_W | PTE_U;
+	for (int level = 3; level >= 0; level--) {
+		unsigned shift = 12 + 9 * (unsigned)level;
+		uint64_t extra = level == 3 ? PTE_PS : 0, v;
+
+		if (walk_entry(cpu, w, table + ((w->linear >> shift & 511) << 3), reserved | extra))
+			return NEXT_FAULT;
+		v = w->value[w->levels - 1];
+		w->rights &= v;
+		w->nx |= (v & PTE_NX) != 0;
+		table = v & PTE_ADDR;
+		if (level == 0 || ((level == 1 || level == 2) && (v & PTE_PS))) {
+			w->size = 1ull << shift;
+			/* Bit 12 of a large page is PAT, those between it and the frame are reserved. */
+			if (level && (v & (w->size - 1) & PTE_ADDR & ~0x1000ull))
+				return page_fault(cpu, w, PF_P | PF_RSVD);
+			w->gpa = (table & ~(w->size - 1)) | (w->linear & (w->size - 1));
+			return 0;
+		}
+	}
+	return 0;
+}
+
+static int walk_pae(struct soft_cpu *cpu, struct walk *w)
+{
+	uint64_t reserved = reserved_bits(cpu), table, v;
+
+	w->rights = PTE_W | PTE_U;
+	if (walk_entry(cpu, w, (cpu->cr3 & 0xffffffe0ull) + ((w->linear >> 30 & 3) << 3),
+		       (reserved | PTE_NX) | 0x1e6))
+		return NEXT_FAULT;
+	table = w->value[0] & PTE_ADDR;
+	w->levels = 0; /* PDPTEs have no A bit */
+	for (int level = 1; level >= 0; level--) {
+		unsigned shift = 12 + 9 * (unsigned)level;
+
+		if (walk_entry(cpu, w, table + ((w->linear >> shift & 511) << 3), reserved))
+			return NEXT_FAULT;
+		v = w->value[w->levels - 1];
+		w->rights &= v;
+		w->nx |= (v & PTE_NX) != 0;
+		table = v & PTE_ADDR;
+		if (level == 0 || (v & PTE_PS)) {
+			w->size = 1ull << shift;
+			if (level && (v & (w->size - 1) & PTE_ADDR & ~0x1000ull))
+				return page_fault(cpu, w, PF_P | PF_RSVD);
+			w->gpa = (table & ~(w->size - 1)) | (w->linear & (w->size - 1));
+			return 0;
+		}
+	}
+	return 0;
+}
+
+static int walk_32bit(struct soft_cpu *cpu, struct walk *w)
+{
+	uint64_t table = cpu->cr3 & 0xfffff000ull, v;
+
+	w->rights = PTE_W | PTE_U;
+	if (walk_entry(cpu, w, table + ((w->linear >> 22 & 1023) << 2), 0))
+		return NEXT_FAULT;
+	v = w->value[0];
+	w->rights &= v;
+	if ((v & PTE_PS) && (cpu->cr4 & X86_CR4_PSE)) {
+		/* PSE-36: bits 20:13 are address bits 39:32, bit 21 is reserved. */
+		if (v & 0x200000)
+			return page_fault(cpu, w, PF_P | PF_RSVD);
+		w->size = 4ull << 20;
+		w->gpa = (v & 0xffc00000ull) | (v >> 13 & 0xff) << 32 | (w->linear & 0x3fffff);
+		return 0;
+	}
+	if (walk_entry(cpu, w, (v & 0xfffff000ull) + ((w->linear >> 12 & 1023) << 2), 0))
+		return NEXT_FAULT;
+	v = w->value[1];
+	w->rights &= v;
+	w->size = 4096;
+	w->gpa = (v & 0xfffff000ull) | (w->linear & PAGE_LOW);
+	return 0;
+}
+
+static int walk_rights(struct soft_cpu *cpu, const struct walk *w)
+{
+	bool user = cpu->cpl == 3 && !(w->access & ACCESS_SYSTEM);
+	bool user_page = w->rights & PTE_U;
+
+	if (user && !user_page)
+		return page_fault(cpu, w, PF_P);
+	if (!user && user_page) {
+		if (w->access & ACCESS_FETCH) {
+			if (cpu->cr4 & X86_CR4_SMEP)
+				return page_fault(cpu, w, PF_P);
+		} else if ((cpu->cr4 & X86_CR4_SMAP) &&
+			   ((w->access & ACCESS_SYSTEM) || !(cpu->sysflags & X86_FL_AC))) {
+			return page_fault(cpu, w, PF_P);
+		}
+	}
+	if ((w->access & ACCESS_WRITE) && !(w->rights & PTE_W) && (user || (cpu->cr0 & X86_CR0_WP)))
+		return page_fault(cpu, w, PF_P);
+	if ((w->access & ACCESS_FETCH) && w->nx && nx_enabled(cpu))
+		return page_fault(cpu, w, PF_P);
+	return 0;
+}
+
+/* Sets A on the way and D at the end. False: an entry changed under us, walk again. */
+static bool walk_accessed(const struct walk *w)
+{
+	for (unsigned i = 0; i < w->levels; i++) {
+		uint64_t v = w->value[i], want = v | PTE_A;
+
+		if (i == w->levels - 1 && (w->access & ACCESS_WRITE))
+			want |= PTE_D;
+		if (want == v)
+			continue;
+		if (w->wide) {
+			if (!__atomic_compare_exchange_n(w->entry[i], &v, want, false,
+							 __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+				return false;
+		} else {
+			uint32_t v32 = (uint32_t)v;
+
+			if (!__atomic_compare_exchange_n((uint32_t *)w->entry[i], &v32,
+							 (uint32_t)want, false, __ATOMIC_SEQ_CST,
+							 __ATOMIC_SEQ_CST))
+				return false;
+		}
+	}
+	return true;
+}
+
+static int walk_once(struct soft_cpu *cpu, struct walk *w)
+{
+	int next;
+
+	w->levels = 0;
+	w->nx = false;
+	if (cpu->efer & X86_EFER_LMA) {
+		w->wide = true;
+		next = walk_4level(cpu, w);
+	} else if (cpu->cr4 & X86_CR4_PAE) {
+		w->wide = true;
+		next = walk_pae(cpu, w);
+	} else {
+		w->wide = false;
+		next = walk_32bit(cpu, w);
+	}
+	return next ? next : walk_rights(cpu, w);
+}
+
+int soft_translate_va(struct soft_cpu *cpu, uint64_t linear, unsigned access, uint64_t *gpa,
+		      uint64_t *page_size)
+{
+	struct walk w;
+	int next;
+
+	if (!(cpu->cr0 & X86_CR0_PG)) {
+		*gpa = linear;
+		if (page_size)
+			*page_size = 4096;
+		return 0;
+	}
+	w.linear = linear;
+	w.access = access;
+	do {
+		next = walk_once(cpu, &w);
+		if (next)
+			return next;
+	} while (!walk_accessed(&w));
+	*gpa = w.gpa;
+	if (page_size)
+		*page_size = w.size;
+	return 0;
+}
+
+/* ---- the tables ------------------------------------------------------------------------------------- */
+
+static struct soft_slot *slot_now(struct soft_cpu *cpu)
+{
+	return &cpu->slots->slot[cpu->slots->current];
+}
+
+static void tlb_put(struct soft_cpu *cpu, uint64_t linear, uint8_t *hva, bool write,
+		    uint64_t page_size)
+{
+	struct soft_slot *slot = slot_now(cpu);
+	enum tlb_kind kind = cpu->slots->kind;
+	struct soft_tlb *tlb = slot->tlb[kind];
+	uint64_t page = linear & ~PAGE_LOW;
+	unsigned i = page >> 12 & (TLB_ENTRIES - 1);
+	uint64_t addend = (uint64_t)(uintptr_t)(hva - (linear & PAGE_LOW)) - page;
+
+	if (tlb->addend[i] != addend || tlb->rtag[i] != -page) {
+		/* Another translation may be here: its tags go before its addend. */
+		tlb->rtag[i] = tlb->wtag[i] = TLB_EMPTY(i);
+		tlb->addend[i] = addend;
+	}
+	tlb->rtag[i] = -page;
+	if (write)
+		tlb->wtag[i] = -page;
+	slot->touched[kind] |= 1ull << (i / 64);
+	if (page_size > 4096) {
+		slot->large2m = true;
+		if (page_size > 4ull << 20)
+			slot->large1g = true;
+	}
+}
+
+/* May this page be written without anybody hearing of it? Marks it written. */
+static bool page_write_direct(struct soft_vm *svm, uint64_t gpa)
+{
+	_Atomic uint8_t *attr = page_attr(svm, gpa);
+	uint8_t seen;
+
+	if (!attr)
+		return false;
+	seen = atomic_load_explicit(attr, memory_order_relaxed);
+	if ((seen & (PAGE_WRITTEN | PAGE_DIRTY)) != (PAGE_WRITTEN | PAGE_DIRTY))
+		atomic_fetch_or(attr, PAGE_WRITTEN | PAGE_DIRTY);
+	/* Ordered against cache_watch_page(): it sets CODE and then looks for WRITTEN. */
+	atomic_thread_fence(memory_order_seq_cst);
+	return !(atomic_load(attr) & PAGE_CODE);
+}
+
+uint64_t soft_mem_fast(struct soft_cpu *cpu, uint64_t linear, uint32_t desc)
+{
+	unsigned size = desc & MEM_SIZE;
+	unsigned access = desc & MEM_WRITE ? ACCESS_WRITE : ACCESS_READ;
+	uint64_t gpa, page_size;
+	bool writable;
+	uint8_t *hva;
+
+	cpu->bounce_active = 0;
+	cpu->unwind = NEXT_GO;
+	atomic_fetch_add_explicit(&cpu->svm->n_tlb_miss, 1, memory_order_relaxed);
+	if ((linear & PAGE_LOW) + size > 4096)
+		return SOFT_MEM_FULL;
+	if ((cpu->mode & MODE_CODE64) && (uint64_t)((int64_t)(linear << 16) >> 16) != linear)
+		return SOFT_MEM_FULL;
+	if (soft_translate_va(cpu, linear, access, &gpa, &page_size))
+		return SOFT_MEM_FULL;
+	hva = guest_ptr(cpu->svm, gpa, size, &writable);
+	if (!hva)
+		return SOFT_MEM_FULL;
+	if (access == ACCESS_WRITE && (!writable || !page_write_direct(cpu->svm, gpa)))
+		return SOFT_MEM_FULL;
+	tlb_put(cpu, linear, hva, access == ACCESS_WRITE, page_size);
+	return (uint64_t)(uintptr_t)hva - linear;
+}
+
+void *soft_direct(struct soft_cpu *cpu, uint64_t linear, uint64_t len, unsigned access, int *next)
+{
+	uint64_t gpa;
+	bool writable;
+	uint8_t *hva;
+
+	*next = NEXT_GO;
+	if ((linear & PAGE_LOW) + len > 4096)
+		return NULL;
+	*next = soft_translate_va(cpu, linear, access, &gpa, NULL);
+	if (*next)
+		return NULL;
+	hva = guest_ptr(cpu->svm, gpa, len, &writable);
+	if (!hva || ((access & ACCESS_WRITE) && (!writable || !page_write_direct(cpu->svm, gpa))))
+		return NULL;
+	return hva;
+}
+
+int soft_fetch_gpa(struct soft_cpu *cpu, uint64_t linear, uint64_t *gpa)
+{
+	struct soft_slot *slot = slot_now(cpu);
+	struct fetch_entry *f = &slot->fetch[cpu->cpl == 3][linear >> 12 & (FETCH_ENTRIES - 1)];
+	uint64_t page_size;
+	bool writable;
+
+	if (f->va == (linear & ~PAGE_LOW) + 1) {
+		*gpa = f->gpa | (linear & PAGE_LOW);
+		return 0;
+	}
+	if (soft_translate_va(cpu, linear, ACCESS_FETCH, gpa, &page_size))
+		return -1;
+	if (!guest_ptr(cpu->svm, *gpa, 1, &writable))
+		return -1;
+	f->va = (linear & ~PAGE_LOW) + 1;
+	f->gpa = *gpa & ~PAGE_LOW;
+	if (page_size > 4096) {
+		slot->large2m = true;
+		slot->large1g |= page_size > 4ull << 20;
+	}
+	return 0;
+}
+
+void soft_jump_cache_put(struct soft_cpu *cpu, uint64_t rip, void *code)
+{
+	struct soft_slot *slot = slot_now(cpu);
+	struct soft_tlb *tlb = cpu->tlb;
+	unsigned i = JTAG_INDEX(rip);
+
+	tlb->jtag[i] = JTAG_EMPTY(i);
+	tlb->jcode[i] = code;
+	tlb->jtag[i] = -rip;
+	slot->jtouched[cpu->slots->kind] |= 1ull << (i / 64);
+}
+
+static void jumps_flush(struct soft_slot *slot, enum tlb_kind kind)
+{
+	struct soft_tlb *tlb = slot->tlb[kind];
+
+	for (uint64_t bits = slot->jtouched[kind]; bits; bits &= bits - 1) {
+		unsigned first = (unsigned)__builtin_ctzll(bits) * 64;
+
+		for (unsigned i = first; i < first + 64; i++)
+			tlb->jtag[i] = JTAG_EMPTY(i);
+	}
+	slot->jtouched[kind] = 0;
+}
+
+static void fetch_flush(struct soft_slot *slot)
+{
+	for (unsigned i = 0; i < FETCH_ENTRIES; i++)
+		slot->fetch[0][i].va = slot->fetch[1][i].va = 0;
+}
+
+static void slot_flush(struct soft_slot *slot)
+{
+	for (unsigned kind = 0; kind < TLB_KINDS; kind++) {
+		struct soft_tlb *tlb = slot->tlb[kind];
+
+		for (uint64_t bits = slot->touched[kind]; bits; bits &= bits - 1) {
+			unsigned first = (unsigned)__builtin_ctzll(bits) * 64;
+
+			for (unsigned i = first; i < first + 64; i++)
+				tlb->rtag[i] = tlb->wtag[i] = TLB_EMPTY(i);
+		}
+		slot->touched[kind] = 0;
+		jumps_flush(slot, kind);
+	}
+	fetch_flush(slot);
+	slot->large2m = slot->large1g = false;
+}
+
+static void slot_drop_page(struct soft_slot *slot, uint64_t page)
+{
+	unsigned i = page >> 12 & (TLB_ENTRIES - 1);
+
+	for (unsigned kind = 0; kind < TLB_KINDS; kind++) {
+		struct soft_tlb *tlb = slot->tlb[kind];
+
+		if (tlb->rtag[i] == -page)
+			tlb->rtag[i] = tlb->wtag[i] = TLB_EMPTY(i);
+	}
+	for (unsigned user = 0; user < 2; user++) {
+		struct fetch_entry *f = &slot->fetch[user][page >> 12 & (FETCH_ENTRIES - 1)];
+
+		if (f->va == page + 1)
+			f->va = 0;
+	}
+}
+
+static void slot_flush_page(struct soft_slot *slot, uint64_t linear)
+{
+	uint64_t page = linear & ~PAGE_LOW;
+
+	if (!slot->used)
+		return;
+	if (slot->large1g) {
+		slot_flush(slot);
+		return;
+	}
+	if (slot->large2m) {
+		/* The page may be part of a 2 or 4 MiB one: its neighbours go too. */
+		uint64_t first = linear & ~((4ull << 20) - 1);
+
+		for (uint64_t p = first; p < first + (4ull << 20); p += 4096)
+			slot_drop_page(slot, p);
+	} else {
+		slot_drop_page(slot, page);
+	}
+	for (unsigned kind = 0; kind < TLB_KINDS; kind++)
+		jumps_flush(slot, kind);
+}
+
+void tlb_flush_jumps(struct soft_cpu *cpu)
+{
+	for (unsigned s = 0; s < SLOTS; s++)
+		for (unsigned kind = 0; cpu->slots->slot[s].used && kind < TLB_KINDS; kind++)
+			jumps_flush(&cpu->slots->slot[s], kind);
+}
+
+void tlb_drop_writes(struct soft_cpu *cpu, const uint8_t *hva_page)
+{
+	for (unsigned s = 0; s < SLOTS; s++) {
+		struct soft_slot *slot = &cpu->slots->slot[s];
+
+		for (unsigned kind = 0; slot->used && kind < TLB_KINDS; kind++) {
+			struct soft_tlb *tlb = slot->tlb[kind];
+
+			for (uint64_t bits = slot->touched[kind]; bits; bits &= bits - 1) {
+				unsigned first = (unsigned)__builtin_ctzll(bits) * 64;
+
+				for (unsigned i = first; i < first + 64; i++)
+					if (tlb->wtag[i] == tlb->rtag[i] &&
+					    tlb->addend[i] - tlb->wtag[i] == (uintptr_t)hva_page)
+						tlb->wtag[i] = TLB_EMPTY(i);
+			}
+		}
+	}
+}
+
+void soft_tlb_flush_all(struct soft_cpu *cpu, bool global_too)
+{
+	(void)global_too;
+	for (unsigned s = 0; s < SLOTS; s++)
+		if (cpu->slots->slot[s].used)
+			slot_flush(&cpu->slots->slot[s]);
+}
+
+void soft_tlb_flush_page(struct soft_cpu *cpu, uint64_t linear)
+{
+	for (unsigned s = 0; s < SLOTS; s++)
+		slot_flush_page(&cpu->slots->slot[s], linear);
+}
+
+void soft_tlb_flush_pcid(struct soft_cpu *cpu, uint16_t pcid, bool keep_global)
+{
+	(void)keep_global;
+	for (unsigned s = 0; s < SLOTS; s++)
+		if (cpu->slots->slot[s].used && cpu->slots->slot[s].key == pcid)
+			slot_flush(&cpu->slots->slot[s]);
+}
+
+void soft_tlb_flush_pcid_page(struct soft_cpu *cpu, uint16_t pcid, uint64_t linear)
+{
+	for (unsigned s = 0; s < SLOTS; s++)
+		if (cpu->slots->slot[s].key == pcid)
+			slot_flush_page(&cpu->slots->slot[s], linear);
+}
+
+static unsigned slot_for(struct soft_slots *slots, uint32_t key)
+{
+	unsigned oldest = 0;
+
+	for (unsigned s = 0; s < SLOTS; s++) {
+		if (slots->slot[s].used && slots->slot[s].key == key)
+			return s;
+		if (!slots->slot[s].used ||
+		    (slots->slot[oldest].used && slots->slot[s].stamp < slots->slot[oldest].stamp))
+			oldest = s;
+	}
+	if (slots->slot[oldest].used)
+		slot_flush(&slots->slot[oldest]);
+	slots->slot[oldest].used = true;
+	slots->slot[oldest].key = key;
+	return oldest;
+}
+
+void soft_tlb_switch(struct soft_cpu *cpu, bool flush)
+{
+	struct soft_slots *slots = cpu->slots;
+	uint32_t key = 0;
+
+	if (!(cpu->cr0 & X86_CR0_PG))
+		key = SLOT_NO_PAGING;
+	else if (cpu->cr4 & X86_CR4_PCIDE)
+		key = cpu->cr3 & 0xfff;
+	slots->current = slot_for(slots, key);
+	slots->slot[slots->current].stamp = ++slots->stamp;
+	if (flush)
+		slot_flush(&slots->slot[slots->current]);
+	soft_tlb_select(cpu);
+}
+
+void soft_tlb_select(struct soft_cpu *cpu)
+{
+	struct soft_slots *slots = cpu->slots;
+	struct soft_slot *slot = &slots->slot[slots->current];
+	uint32_t mode = cpu->mode & ~(MODE_STEP | MODE_SHADOW);
+	uint64_t cs_base = cpu->mode & (MODE_CODE64 | MODE_FLAT) ? 0 : cpu->seg[X86_CS].base;
+	enum tlb_kind kind = TLB_SUPER;
+
+	if (cpu->cpl == 3)
+		kind = TLB_USER;
+	else if ((cpu->sysflags & X86_FL_AC) || !(cpu->cr4 & X86_CR4_SMAP))
+		kind = TLB_SUPER_AC;
+	slots->kind = kind;
+	cpu->tlb = slot->tlb[kind];
+	if (slot->jmode[kind] != mode || slot->jcs_base[kind] != cs_base) {
+		jumps_flush(slot, kind);
+		slot->jmode[kind] = mode;
+		slot->jcs_base[kind] = cs_base;
+	}
+}

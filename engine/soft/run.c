@@ -1,0 +1,99 @@
+/* Full: finding or making the block at RIP, and running it. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "engine/soft/decode.h"
+#include "engine/soft/dispatch.h"
+#include "vmm/vm.h"
+
+#define PAGE 4096u
+
+void soft_cpu_wire(struct soft_cpu *cpu)
+{
+	cpu->stub[STUB_QUICK] = (void *)soft_stub_quick;
+	cpu->stub[STUB_FULL] = (void *)soft_stub_full;
+	cpu->stub[STUB_SLOW_ADDEND] = (void *)soft_stub_slow_addend;
+	cpu->stub[STUB_SLOW_ADDRESS] = (void *)soft_stub_slow_address;
+	cpu->stub[STUB_COMMIT] = (void *)soft_stub_commit;
+	cpu->stub[STUB_LEAVE] = (void *)soft_stub_leave;
+	cpu->stub[STUB_LINEAR] = (void *)soft_stub_linear;
+	cpu->stub[STUB_FAULT] = (void *)soft_stub_fault;
+	cpu->xsave_area = cpu->xsave;
+}
+
+/* Does the instruction at gpa, n bytes before its page's end, go on behind it? */
+static bool crosses_page(struct soft_cpu *cpu, uint64_t gpa, unsigned n)
+{
+	uint8_t bytes[INSN_MAX];
+	struct insn insn;
+
+	if (n >= INSN_MAX || memory_read(&cpu->svm->vm->memory, gpa, bytes, n))
+		return false;
+	return insn_decode(bytes, n, cpu->mode, &insn) == -ENODATA;
+}
+
+static enum soft_next no_code_memory(struct soft_cpu *cpu, uint64_t gpa)
+{
+	struct vm_exit *exit = cpu->exit;
+
+	exit->code = EXIT_FAIL;
+	exit->fail.hw_reason = 0;
+	snprintf(exit->fail.text, sizeof(exit->fail.text),
+		 "the guest jumped to guest-physical address %#llx, where there is no memory",
+		 (unsigned long long)gpa);
+	return NEXT_EXIT;
+}
+
+/* The block at cpu->rip, translated if need be. NEXT_GO with *block; else a fault or an exit. */
+static enum soft_next run_block_get(struct soft_cpu *cpu, struct soft_block **block)
+{
+	struct soft_vm *svm = cpu->svm;
+	struct block_key key;
+	uint64_t linear, gpa, gpa2 = ~0ull, limit_left = ~0ull;
+	unsigned left;
+
+	if (!dispatch_linear(cpu, &linear))
+		return soft_raise_error(cpu, X86_GP, 0);
+	if (soft_translate_va(cpu, linear, ACCESS_FETCH, &gpa, NULL))
+		return NEXT_FAULT;
+	*block = dispatch_find(cpu, linear, gpa);
+	if (*block)
+		return NEXT_GO;
+	if (!memory_find(&svm->vm->memory, gpa, 1))
+		return no_code_memory(cpu, gpa);
+	left = PAGE - (unsigned)(gpa & (PAGE - 1));
+	if (crosses_page(cpu, gpa, left)) {
+		uint64_t next = linear + left;
+
+		if (!(cpu->mode & MODE_CODE64))
+			next = (uint32_t)next;
+		if (soft_translate_va(cpu, next, ACCESS_FETCH, &gpa2, NULL))
+			return NEXT_FAULT;
+		if (!memory_find(&svm->vm->memory, gpa2, 1))
+			return no_code_memory(cpu, gpa2);
+	}
+	if (!(cpu->mode & MODE_CODE64))
+		limit_left = cpu->seg[X86_CS].limit - cpu->rip;
+	dispatch_key(cpu, gpa, &key);
+	soft_lock_acquire(&svm->lock);
+	*block = soft_translate(cpu, &key, gpa2, limit_left);
+	soft_lock_release(&svm->lock);
+	return *block ? NEXT_GO : no_code_memory(cpu, gpa);
+}
+
+enum soft_next soft_run(struct soft_cpu *cpu)
+{
+	struct soft_block *block;
+	enum soft_next next = run_block_get(cpu, &block);
+
+	if (next != NEXT_GO)
+		return next;
+	/* A shadow is over after this instruction, unless it makes a new one. */
+	cpu->stepping = cpu->mode & (MODE_STEP | MODE_SHADOW);
+	if (cpu->mode & MODE_SHADOW) {
+		cpu->shadow_sti = cpu->shadow_mov_ss = false;
+		cpu->mode &= ~MODE_SHADOW;
+	}
+	return soft_enter(cpu, cpu->svm->code_rx + block->code);
+}

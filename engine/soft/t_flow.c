@@ -1,0 +1,439 @@
+/*
+ * Where a block goes: branches, calls, returns, the stack operations that belong to them, and the cold parts
+ * behind the block. Nothing here changes flags.
+ */
+#include <Zydis/Mnemonic.h>
+
+#include "engine/soft/translate.h"
+
+#define ONE_INSN (MODE_STEP | MODE_SHADOW)
+#define PAGE 4096
+
+static unsigned rip_width(const struct translation *t)
+{
+	return t->mode & MODE_CODE64 ? 8 : 4;
+}
+
+void emit_rip(struct translation *t, uint8_t dst, int32_t offset)
+{
+	emit_load(&t->e, 8, dst, CPU(page_rip));
+	emit_lea(&t->e, rip_width(t), dst, hmem(dst, offset));
+}
+
+/* RCX = RIP. Through the jump cache, or out to dispatch, which then fills it (and links `link`). */
+static void emit_lookup(struct translation *t, const struct block_link *link)
+{
+	struct emit *e = &t->e;
+	uint32_t hit;
+
+	emit_store(e, 8, CPU(rip), H_RCX);
+	if (t->mode & ONE_INSN) {
+		emit_jmp_mem(e, CPU_STUB(STUB_LEAVE));
+		return;
+	}
+	emit_store(e, 8, CPU(scratch[1]), H_RAX);
+	emit_rorx(e, H_R10, H_RCX, 14);
+	emit_shrx(e, H_R10, H_R10, H_RSP);
+	emit_load(
+		e, 8, H_RAX,
+		hmem_x(H_R15, H_R10, 8, (int32_t)offsetof(struct soft_tlb, jtag) - SOFT_TLB_BIAS));
+	emit_lea(e, 8, H_RCX, hmem_x(H_RCX, H_RAX, 1, 0));
+	emit_load(e, 8, H_RAX, CPU(scratch[1]));
+	hit = emit_jrcxz(e);
+	if (link) {
+		emit_mov_imm(e, H_RCX, (uint64_t)(uintptr_t)link);
+		emit_store(e, 8, CPU(link), H_RCX);
+	}
+	emit_jmp_mem(e, CPU_STUB(STUB_LEAVE));
+	emit_here8(e, hit);
+	emit_jmp_mem(e, hmem_x(H_R15, H_R10, 8,
+			       (int32_t)offsetof(struct soft_tlb, jcode) - SOFT_TLB_BIAS));
+}
+
+void emit_indirect(struct translation *t)
+{
+	emit_lookup(t, NULL);
+}
+
+/* Nops so that `opcode_len` bytes further a rel32 is aligned: it is patched while others run it. */
+static void align_rel32(struct translation *t, unsigned opcode_len)
+{
+	static const uint8_t nops[4][3] = {{0}, {0x90}, {0x66, 0x90}, {0x0f, 0x1f, 0x00}};
+	unsigned pad = (4 - (t->base + emit_pos(&t->e) + opcode_len) % 4) % 4;
+
+	emit_bytes(&t->e, nops[pad], pad);
+}
+
+static void exit_add(struct translation *t, uint32_t place, int32_t target)
+{
+	if (t->nexits == BLOCK_LINKS_MAX) {
+		t->e.overflow = true;
+		return;
+	}
+	t->exits[t->nexits++] = (struct exit_site){.jump = place, .target = target};
+}
+
+bool exit_linkable(const struct translation *t, int32_t target)
+{
+	return target >= 0 && target < PAGE && !(t->mode & ONE_INSN) &&
+	       ((t->mode & MODE_CODE64) || (t->mode & MODE_FLAT));
+}
+
+void emit_goto(struct translation *t, int32_t target)
+{
+	if (!exit_linkable(t, target)) {
+		emit_rip(t, H_RCX, target);
+		emit_indirect(t);
+		return;
+	}
+	align_rel32(t, 1);
+	exit_add(t, emit_jmp(&t->e), target);
+}
+
+/* A conditional jump is the last but one thing that a block may leave by; room for the end must stay. */
+static void emit_goto_if(struct translation *t, unsigned cc, int32_t target)
+{
+	align_rel32(t, 2);
+	exit_add(t, emit_jcc(&t->e, cc), target);
+}
+
+/* Target of a relative branch, as a page offset; 16-bit ones wrap and are not done by offset. */
+static int32_t branch_target(const struct translation *t, const struct insn *insn)
+{
+	return (int32_t)t->offset + insn->len + (int32_t)insn->imm[0];
+}
+
+/* RCX = target of a 16-bit relative branch. */
+static void emit_target16(struct translation *t, const struct insn *insn)
+{
+	emit_rip(t, H_RCX, branch_target(t, insn));
+	emit_movzx(&t->e, 2, H_RCX, H_RCX);
+}
+
+static void emit_branch(struct translation *t, const struct insn *insn)
+{
+	if (insn->opsize == 2) {
+		emit_target16(t, insn);
+		emit_indirect(t);
+	} else {
+		emit_goto(t, branch_target(t, insn));
+	}
+}
+
+/* ---- stack ------------------------------------------------------------------------------------------ */
+
+/* Is the stack one that is done inline: 64-bit, or 32-bit flat, with full-width operands? */
+static bool stack_inline(const struct translation *t, const struct insn *insn)
+{
+	if (t->mode & MODE_CODE64)
+		return insn->opsize == 8;
+	return (t->mode & MODE_FLAT) && (t->mode & MODE_STACK32) && insn->opsize == 4;
+}
+
+static void emit_push(struct translation *t, struct body *b)
+{
+	struct cold *cold;
+
+	b->insn = t->insn;
+	b->borrowed = H_NONE;
+	b->size = t->insn->opsize;
+	b->mem = emit_stack_access(t, H_R14, -(int32_t)b->size, b->size, MEM_WRITE, &cold);
+	emit_body(t, b);
+	cold->body = *b;
+	cold->back = emit_pos(&t->e);
+}
+
+/* RCX = the value at the top of the stack; the pointer moves by its size and `more`. */
+static void emit_pop_rcx(struct translation *t, const struct insn *insn, uint8_t pointer,
+			 int32_t more)
+{
+	struct cold *cold;
+	struct hmem m = emit_stack_access(t, pointer, 0, insn->opsize, MEM_READ, &cold);
+
+	emit_load(&t->e, insn->opsize, H_RCX, m);
+	emit_lea(&t->e, rip_width(t), H_R14, hmem(pointer, insn->opsize + more));
+}
+
+/* RCX = the operand of an indirect jump or call, or of PUSH. */
+static void emit_operand_rcx(struct translation *t, const struct insn *insn)
+{
+	if (insn->has_mem) {
+		struct cold *cold;
+		struct hmem m = emit_access(t, insn, insn->opsize, MEM_READ, false, &cold);
+
+		emit_load(&t->e, insn->opsize, H_RCX, m);
+	} else {
+		emit_get_gpr(t, H_RCX, insn->rm);
+		if (insn->opsize == 4)
+			emit_mov_rr(&t->e, 4, H_RCX, H_RCX);
+		else if (insn->opsize == 2)
+			emit_movzx(&t->e, 2, H_RCX, H_RCX);
+	}
+}
+
+static bool emit_push_insn(struct translation *t, const struct insn *insn)
+{
+	struct body b = {.kind = BODY_PUSH_IMM};
+
+	if (!stack_inline(t, insn) || insn->map != 0)
+		return false;
+	if ((insn->opcode & 0xf8) == 0x50) {
+		b.reg = guest_reg(insn->opreg);
+		b.kind = b.reg == H_NONE ? BODY_PUSH_SLOT : BODY_PUSH_REG;
+		b.imm = (uint64_t)CPU_GPR(insn->opreg).disp;
+	} else if (insn->opcode == 0x68 || insn->opcode == 0x6a) {
+		b.imm = insn->imm[0];
+	} else if (insn->opcode == 0xff) {
+		emit_operand_rcx(t, insn);
+		emit_store(&t->e, 8, CPU(scratch[2]), H_RCX);
+		b.kind = BODY_PUSH_SLOT;
+		b.imm = (uint64_t)CPU(scratch[2]).disp;
+	} else {
+		return false;
+	}
+	emit_push(t, &b);
+	return true;
+}
+
+static bool emit_pop_insn(struct translation *t, const struct insn *insn)
+{
+	if (!stack_inline(t, insn) || insn->map != 0 || (insn->opcode & 0xf8) != 0x58)
+		return false;
+	emit_pop_rcx(t, insn, H_R14, 0);
+	emit_set_gpr(t, insn->opreg, H_RCX, insn->opsize);
+	return true;
+}
+
+static bool emit_leave(struct translation *t, const struct insn *insn)
+{
+	if (!stack_inline(t, insn))
+		return false;
+	emit_pop_rcx(t, insn, H_RBP, 0);
+	emit_mov_rr(&t->e, insn->opsize, H_RBP, H_RCX);
+	return true;
+}
+
+static bool emit_ret(struct translation *t, const struct insn *insn)
+{
+	if (!stack_inline(t, insn) || (insn->opcode != 0xc3 && insn->opcode != 0xc2))
+		return false;
+	emit_pop_rcx(t, insn, H_R14, insn->opcode == 0xc2 ? (int32_t)(uint16_t)insn->imm[0] : 0);
+	emit_indirect(t);
+	t->ended = true;
+	return true;
+}
+
+/* ---- calls and jumps -------------------------------------------------------------------------------- */
+
+static bool near_indirect(const struct insn *insn, unsigned reg)
+{
+	return insn->map == 0 && insn->opcode == 0xff && (insn->modrm >> 3 & 7) == reg;
+}
+
+static bool emit_call(struct translation *t, const struct insn *insn)
+{
+	struct body b = {.kind = BODY_CALL, .imm = (uint64_t)(t->offset + insn->len)};
+
+	if (!stack_inline(t, insn))
+		return false;
+	if (near_indirect(insn, 2)) {
+		emit_operand_rcx(t, insn);
+		emit_store(&t->e, 8, CPU(scratch[2]), H_RCX);
+		b.indirect = true;
+	} else if (insn->branch) {
+		b.target = branch_target(t, insn);
+	} else {
+		return false;
+	}
+	emit_push(t, &b);
+	if (b.indirect) {
+		emit_load(&t->e, 8, H_RCX, CPU(scratch[2]));
+		emit_indirect(t);
+	} else {
+		emit_goto(t, b.target);
+	}
+	t->ended = true;
+	return true;
+}
+
+static bool emit_jmp_insn(struct translation *t, const struct insn *insn)
+{
+	if (insn->branch) {
+		emit_branch(t, insn);
+	} else if (near_indirect(insn, 4)) {
+		emit_operand_rcx(t, insn);
+		emit_indirect(t);
+	} else {
+		return false;
+	}
+	t->ended = true;
+	return true;
+}
+
+static void emit_jcc_insn(struct translation *t, const struct insn *insn, unsigned cc)
+{
+	uint32_t skip;
+
+	if (insn->opsize != 2) {
+		emit_goto_if(t, cc, branch_target(t, insn));
+		return;
+	}
+	skip = emit_jcc(&t->e, cc ^ 1);
+	emit_target16(t, insn);
+	emit_indirect(t);
+	emit_here(&t->e, skip);
+}
+
+/* RCX = the guest's count register as the address size sees it. */
+static void emit_count(struct translation *t, const struct insn *insn)
+{
+	if (insn->addrsize == 2)
+		emit_movzx(&t->e, 2, H_RCX, H_R11);
+	else
+		emit_mov_rr(&t->e, insn->addrsize, H_RCX, H_R11);
+}
+
+/* LOOP, LOOPE, LOOPNE, JCXZ, JECXZ, JRCXZ. `cc`: that must hold as well, 16 for none. */
+static void emit_loop(struct translation *t, const struct insn *insn, bool decrement, unsigned cc)
+{
+	struct emit *e = &t->e;
+	uint32_t zero, out, no_cc = 0;
+
+	if (decrement) {
+		emit_lea(e, 8, H_RCX, hmem(H_R11, -1));
+		emit_set_gpr(t, X86_RCX, H_RCX, insn->addrsize);
+	}
+	emit_count(t, insn);
+	zero = emit_jrcxz(e);
+	if (!decrement) {
+		out = emit_jmp(e);
+		emit_here8(e, zero);
+		emit_branch(t, insn);
+		emit_here(e, out);
+		return;
+	}
+	out = emit_jmp(e);
+	emit_here8(e, zero);
+	zero = emit_jmp(e);
+	emit_here(e, out);
+	if (cc < 16)
+		no_cc = emit_jcc(e, cc ^ 1);
+	emit_branch(t, insn);
+	emit_here(e, zero);
+	if (cc < 16)
+		emit_here(e, no_cc);
+}
+
+/* The condition of Jcc from its opcode, 16 if it is none. */
+static unsigned jcc_condition(const struct insn *insn)
+{
+	if (insn->encoding == ENC_LEGACY && insn->branch &&
+	    ((insn->map == 0 && (insn->opcode & 0xf0) == 0x70) ||
+	     (insn->map == 1 && (insn->opcode & 0xf0) == 0x80)))
+		return insn->opcode & 15;
+	return 16;
+}
+
+bool emit_flow(struct translation *t, const struct insn *insn)
+{
+	unsigned cc = jcc_condition(insn);
+
+	if (cc < 16) {
+		emit_jcc_insn(t, insn, cc);
+		return true;
+	}
+	switch (insn->op) {
+	case ZYDIS_MNEMONIC_PUSH:
+		return emit_push_insn(t, insn);
+	case ZYDIS_MNEMONIC_POP:
+		return emit_pop_insn(t, insn);
+	case ZYDIS_MNEMONIC_LEAVE:
+		return emit_leave(t, insn);
+	case ZYDIS_MNEMONIC_RET:
+		return emit_ret(t, insn);
+	case ZYDIS_MNEMONIC_CALL:
+		return emit_call(t, insn);
+	case ZYDIS_MNEMONIC_JMP:
+		return emit_jmp_insn(t, insn);
+	case ZYDIS_MNEMONIC_JCXZ:
+	case ZYDIS_MNEMONIC_JECXZ:
+	case ZYDIS_MNEMONIC_JRCXZ:
+		emit_loop(t, insn, false, 16);
+		return true;
+	case ZYDIS_MNEMONIC_LOOP:
+		emit_loop(t, insn, true, 16);
+		return true;
+	case ZYDIS_MNEMONIC_LOOPE:
+		emit_loop(t, insn, true, 4);
+		return true;
+	case ZYDIS_MNEMONIC_LOOPNE:
+		emit_loop(t, insn, true, 5);
+		return true;
+	default:
+		return false;
+	}
+}
+
+/* ---- cold parts ------------------------------------------------------------------------------------- */
+
+static void emit_cold_call(struct translation *t, const struct cold *c)
+{
+	const struct body *b = &c->body;
+
+	emit_body(t, b);
+	if (b->indirect)
+		emit_load(&t->e, 8, H_RCX, CPU(scratch[2]));
+	else
+		emit_rip(t, H_RCX, b->target);
+	emit_store(&t->e, 8, CPU(rip), H_RCX);
+	emit_mov_imm(&t->e, H_RCX, c->desc | MEM_KEEP_RIP);
+	emit_call_mem(&t->e, CPU_STUB(STUB_COMMIT));
+	emit_load(&t->e, 8, H_RCX, CPU(rip));
+	emit_indirect(t);
+}
+
+static void emit_cold_access(struct translation *t, const struct cold *c)
+{
+	struct emit *e = &t->e;
+
+	t->offset = c->offset;
+	translation_mark(t, 0);
+	emit_here(e, c->from);
+	if (!c->address)
+		emit_lea(e, 8, H_R10, c->linear);
+	emit_mov_imm(e, H_RCX, c->desc);
+	emit_call_mem(e, CPU_STUB(c->address ? STUB_SLOW_ADDRESS : STUB_SLOW_ADDEND));
+	if (c->body.kind == BODY_CALL) {
+		emit_cold_call(t, c);
+		return;
+	}
+	if (c->body.kind != BODY_NONE) {
+		emit_body(t, &c->body);
+		emit_mov_imm(e, H_RCX, c->desc);
+		emit_call_mem(e, CPU_STUB(STUB_COMMIT));
+	}
+	emit_jmp_to(e, c->back);
+}
+
+/* The cold half of each exit; its links were made by translate.c in the order of t->exits. */
+void emit_cold_parts(struct translation *t)
+{
+	for (unsigned i = 0; i < t->ncold; i++)
+		emit_cold_access(t, &t->cold[i]);
+}
+
+void emit_exit_part(struct translation *t, const struct exit_site *site, struct block_link *link)
+{
+	uint32_t pos = emit_pos(&t->e);
+
+	emit_here(&t->e, site->jump);
+	if (!exit_linkable(t, site->target))
+		link = NULL;
+	if (link) {
+		link->patch = t->base + site->jump;
+		link->unlinked = t->base + pos;
+		link->target = (uint16_t)site->target;
+	}
+	emit_rip(t, H_RCX, site->target);
+	emit_lookup(t, link);
+}

@@ -1,0 +1,193 @@
+/* Effective addresses and the inline TLB: see translate.h. Nothing here changes flags. */
+#include "engine/soft/translate.h"
+
+#define TLB_DISP(member) ((int32_t)offsetof(struct soft_tlb, member) - SOFT_TLB_BIAS)
+
+/* Address width of an effective address: 8, 4, or 2 (which is computed in 32 bits and cut). */
+static unsigned address_width(const struct insn *insn)
+{
+	return insn->addrsize == 8 ? 8 : 4;
+}
+
+static void emit_segment_base(struct translation *t, const struct insn *insn, uint8_t dst,
+			      uint8_t tmp)
+{
+	if (insn->mem_seg != X86_FS && insn->mem_seg != X86_GS)
+		return;
+	emit_load(&t->e, 8, tmp, insn->mem_seg == X86_FS ? CPU(fs_base) : CPU(gs_base));
+	emit_lea(&t->e, 8, dst, hmem_x(dst, tmp, 1, 0));
+}
+
+void emit_address(struct translation *t, const struct insn *insn, uint8_t dst, uint8_t tmp,
+		  bool segment)
+{
+	struct emit *e = &t->e;
+	struct hmem m = hmem(H_NONE, 0);
+	int64_t disp = insn->mem_disp;
+
+	if (insn->rip_relative) {
+		emit_load(e, 8, dst, CPU(page_rip));
+		m.base = dst;
+		disp += t->offset + insn->len;
+	} else if (insn->mem_base != REG_NONE) {
+		m.base = guest_reg(insn->mem_base);
+		if (m.base == H_NONE) {
+			emit_load(e, 8, dst, CPU_GPR(insn->mem_base));
+			m.base = dst;
+		}
+	}
+	if (insn->mem_index != REG_NONE) {
+		m.index = guest_reg(insn->mem_index);
+		m.scale = insn->mem_scale;
+		if (m.index == H_NONE) {
+			emit_load(e, 8, tmp, CPU_GPR(insn->mem_index));
+			m.index = tmp;
+		}
+	}
+	if (disp == (int32_t)disp) {
+		m.disp = (int32_t)disp;
+		emit_lea(e, address_width(insn), dst, m);
+	} else if (m.base == H_NONE && m.index == H_NONE) {
+		emit_mov_imm(e, dst, insn->addrsize == 8 ? (uint64_t)disp : (uint32_t)disp);
+	} else {
+		emit_lea(e, 8, dst, m);
+		emit_mov_imm(e, tmp, (uint64_t)disp);
+		emit_lea(e, address_width(insn), dst, hmem_x(dst, tmp, 1, 0));
+	}
+	if (insn->addrsize == 2)
+		emit_movzx(e, 2, dst, dst);
+	if (segment && (t->mode & MODE_CODE64))
+		emit_segment_base(t, insn, dst, tmp);
+}
+
+static struct cold *cold_add(struct translation *t, uint32_t desc)
+{
+	struct cold *c;
+
+	if (t->ncold == BLOCK_COLD_MAX) {
+		t->e.overflow = true;
+		return &t->cold[0];
+	}
+	c = &t->cold[t->ncold++];
+	*c = (struct cold){.desc = desc, .offset = t->offset, .body.kind = BODY_NONE};
+	return c;
+}
+
+static uint32_t access_desc(const struct translation *t, const struct insn *insn, unsigned size,
+			    uint32_t flags, unsigned seg)
+{
+	return size | flags | seg << MEM_SEG_SHIFT | (uint32_t)t->offset << MEM_OFFSET_SHIFT |
+	       (uint32_t)insn->len << MEM_LEN_SHIFT;
+}
+
+static int32_t tag_disp(uint32_t flags)
+{
+	return flags & MEM_WRITE ? TLB_DISP(wtag) : TLB_DISP(rtag);
+}
+
+/* [base + disp] with the base in a host register and no segment base: R10 becomes the addend. */
+static struct hmem emit_access_simple(struct translation *t, uint8_t base, int32_t disp,
+				      unsigned size, uint32_t desc, struct cold **out)
+{
+	struct emit *e = &t->e;
+	struct cold *c = cold_add(t, desc);
+	uint32_t hit;
+
+	c->linear = hmem(base, disp);
+	if (disp) {
+		emit_lea(e, 8, H_R10, hmem(base, disp));
+		emit_rorx(e, H_R10, H_R10, 24);
+	} else {
+		emit_rorx(e, H_R10, base, 24);
+	}
+	emit_shrx(e, H_R10, H_R10, H_RSP);
+	emit_load(e, 8, H_RCX, hmem_x(H_R15, H_R10, 8, tag_disp(desc)));
+	emit_lea(e, 8, H_RCX, hmem_x(H_RCX, base, 1, disp + (int32_t)size - 1));
+	emit_shrx(e, H_RCX, H_RCX, H_R15);
+	hit = emit_jrcxz(e);
+	c->from = emit_jmp(e);
+	emit_here8(e, hit);
+	emit_load(e, 8, H_R10, hmem_x(H_R15, H_R10, 8, TLB_DISP(addend)));
+	c->back = emit_pos(e);
+	*out = c;
+	return hmem_x(base, H_R10, 1, disp);
+}
+
+/* The linear address is in R10. */
+static struct hmem emit_access_linear(struct translation *t, unsigned size, uint32_t desc,
+				      bool rcx_free, struct cold **out)
+{
+	struct emit *e = &t->e;
+	struct cold *c = cold_add(t, desc);
+	uint32_t hit;
+
+	c->address = true;
+	emit_rorx(e, H_RCX, H_R10, 24);
+	emit_shrx(e, H_RCX, H_RCX, H_RSP);
+	emit_load(e, 8, H_RCX, hmem_x(H_R15, H_RCX, 8, tag_disp(desc)));
+	emit_lea(e, 8, H_RCX, hmem_x(H_RCX, H_R10, 1, (int32_t)size - 1));
+	emit_shrx(e, H_RCX, H_RCX, H_R15);
+	hit = emit_jrcxz(e);
+	c->from = emit_jmp(e);
+	emit_here8(e, hit);
+	emit_rorx(e, H_RCX, H_R10, 24);
+	emit_shrx(e, H_RCX, H_RCX, H_RSP);
+	emit_load(e, 8, H_RCX, hmem_x(H_R15, H_RCX, 8, TLB_DISP(addend)));
+	*out = c;
+	if (!rcx_free) {
+		c->back = emit_pos(e);
+		return hmem_x(H_R10, H_RCX, 1, 0);
+	}
+	emit_lea(e, 8, H_R10, hmem_x(H_R10, H_RCX, 1, 0));
+	c->back = emit_pos(e);
+	return hmem(H_R10, 0);
+}
+
+/* Outside flat segments, and where alignment is checked, C computes the linear address. */
+static bool needs_linear_call(const struct translation *t, unsigned seg)
+{
+	if (t->mode & MODE_AC)
+		return true;
+	if (t->mode & MODE_CODE64)
+		return false;
+	return !(t->mode & MODE_FLAT) || seg == X86_FS || seg == X86_GS;
+}
+
+static void emit_linear_call(struct translation *t, uint32_t desc)
+{
+	emit_mov_imm(&t->e, H_RCX, desc);
+	emit_call_mem(&t->e, CPU_STUB(STUB_LINEAR));
+}
+
+struct hmem emit_access(struct translation *t, const struct insn *insn, unsigned size,
+			uint32_t flags, bool rcx_free, struct cold **cold)
+{
+	uint32_t desc = access_desc(t, insn, size, flags, insn->mem_seg);
+	uint8_t base = insn->mem_base == REG_NONE ? H_NONE : guest_reg(insn->mem_base);
+	int64_t disp = insn->mem_disp;
+
+	if (needs_linear_call(t, insn->mem_seg)) {
+		emit_address(t, insn, H_R10, H_RCX, false);
+		emit_linear_call(t, desc);
+		return emit_access_linear(t, size, desc, rcx_free, cold);
+	}
+	if ((t->mode & MODE_CODE64) && insn->addrsize == 8 && base != H_NONE &&
+	    insn->mem_index == REG_NONE && insn->mem_seg != X86_FS && insn->mem_seg != X86_GS &&
+	    disp >= INT32_MIN && disp <= INT32_MAX - 256)
+		return emit_access_simple(t, base, (int32_t)disp, size, desc, cold);
+	emit_address(t, insn, H_R10, H_RCX, true);
+	return emit_access_linear(t, size, desc, rcx_free, cold);
+}
+
+struct hmem emit_stack_access(struct translation *t, uint8_t reg, int32_t disp, unsigned size,
+			      uint32_t flags, struct cold **cold)
+{
+	uint32_t desc = access_desc(t, t->insn, size, flags, X86_SS);
+
+	if ((t->mode & MODE_CODE64) && !(t->mode & MODE_AC))
+		return emit_access_simple(t, reg, disp, size, desc, cold);
+	emit_lea(&t->e, t->mode & MODE_CODE64 ? 8 : 4, H_R10, hmem(reg, disp));
+	if (t->mode & MODE_AC)
+		emit_linear_call(t, desc);
+	return emit_access_linear(t, size, desc, true, cold);
+}

@@ -1,0 +1,323 @@
+/*
+ * Instructions that run natively: written again with host registers for the guest's, and the memory operand
+ * that t_mem.c found. Nothing but the instruction itself changes flags.
+ */
+#include <Zydis/Zydis.h>
+
+#include "engine/soft/native.h"
+#include "engine/soft/translate.h"
+
+#define TEMP_HIGH 16 /* temp_guest: 16 + n is bits 15:8 of guest register n */
+
+uint8_t guest_reg(uint8_t gpr)
+{
+	switch (gpr) {
+	case X86_RCX:
+		return H_R11;
+	case X86_RSP:
+		return H_R14;
+	case X86_R10:
+	case X86_R11:
+	case X86_R14:
+	case X86_R15:
+		return H_NONE;
+	default:
+		return gpr;
+	}
+}
+
+void emit_get_gpr(struct translation *t, uint8_t dst, uint8_t gpr)
+{
+	uint8_t reg = guest_reg(gpr);
+
+	if (reg == H_NONE)
+		emit_load(&t->e, 8, dst, CPU_GPR(gpr));
+	else
+		emit_mov_rr(&t->e, 8, dst, reg);
+}
+
+/* width 8: all; 4: zero-extended; 2 and 1: the rest stays. */
+void emit_set_gpr(struct translation *t, uint8_t gpr, uint8_t src, unsigned width)
+{
+	uint8_t reg = guest_reg(gpr);
+
+	if (reg != H_NONE) {
+		emit_op_rr(&t->e, width, 0, width == 1 ? 0x88 : 0x89, src, reg);
+		return;
+	}
+	emit_store(&t->e, width, CPU_GPR(gpr), src);
+	if (width == 4) {
+		struct hmem upper = CPU_GPR(gpr);
+
+		upper.disp += 4;
+		emit_store_imm(&t->e, 4, upper, 0);
+	}
+}
+
+/* ---- temporaries -------------------------------------------------------------------------------- */
+
+struct temps {
+	uint32_t taken; /* host registers that the instruction uses */
+	bool rcx_free, r10_free;
+};
+
+static uint8_t borrow_reg(struct body *b, uint32_t taken)
+{
+	static const uint8_t candidates[] = {H_RBX, H_RBP, H_RSI, H_RDI, H_R8, H_R9, H_R12, H_R13};
+
+	for (unsigned i = 0; i < sizeof(candidates); i++) {
+		if (!(taken & 1u << candidates[i])) {
+			b->borrowed = candidates[i];
+			return candidates[i];
+		}
+	}
+	return H_NONE; /* no instruction names that many */
+}
+
+static uint8_t temp_for(struct translation *t, struct body *b, struct temps *free, uint8_t guest)
+{
+	uint8_t reg;
+
+	for (unsigned i = 0; i < b->ntemps; i++)
+		if (b->temp_guest[i] == guest)
+			return b->temp[i];
+	if (free->rcx_free) {
+		free->rcx_free = false;
+		reg = H_RCX;
+	} else if (free->r10_free) {
+		free->r10_free = false;
+		reg = H_R10;
+	} else {
+		reg = b->borrowed == H_NONE ? borrow_reg(b, free->taken) : H_NONE;
+	}
+	if (reg == H_NONE || b->ntemps == 4) {
+		t->e.overflow = true;
+		return H_RCX;
+	}
+	b->temp[b->ntemps] = reg;
+	b->temp_guest[b->ntemps++] = guest;
+	return reg;
+}
+
+/* The host register for a field; one that lives in memory or is a high byte gets a temporary. */
+static uint8_t field_reg(struct translation *t, struct body *b, struct temps *free, uint8_t *file,
+			 uint8_t number)
+{
+	if (*file == RF_GPR8H) {
+		*file = RF_GPR;
+		return temp_for(t, b, free, (uint8_t)(TEMP_HIGH + number - 4));
+	}
+	if (*file != RF_GPR)
+		return number;
+	if (guest_reg(number) != H_NONE)
+		return guest_reg(number);
+	return temp_for(t, b, free, number);
+}
+
+static void mark_taken(uint32_t *taken, uint8_t file, uint8_t number)
+{
+	if (file == RF_GPR && guest_reg(number) != H_NONE)
+		*taken |= 1u << guest_reg(number);
+	else if (file == RF_GPR8H)
+		*taken |= 1u << guest_reg(number - 4);
+}
+
+static uint32_t taken_regs(const struct insn *insn)
+{
+	uint32_t taken = insn->implicit_gprs;
+
+	mark_taken(&taken, insn->reg_file, insn->reg);
+	mark_taken(&taken, insn->rm_file, insn->rm);
+	mark_taken(&taken, insn->vvvv_file, insn->vvvv);
+	mark_taken(&taken, insn->opreg_file, insn->opreg);
+	if (insn->mem_base != REG_NONE)
+		mark_taken(&taken, RF_GPR, insn->mem_base);
+	if (insn->mem_index != REG_NONE && !insn->mem_vsib)
+		mark_taken(&taken, RF_GPR, insn->mem_index);
+	return taken;
+}
+
+static bool has_temps(const struct insn *insn)
+{
+	const uint8_t file[4] = {insn->reg_file, insn->rm_file, insn->vvvv_file, insn->opreg_file};
+	const uint8_t number[4] = {insn->reg, insn->rm, insn->vvvv, insn->opreg};
+
+	for (unsigned i = 0; i < 4; i++)
+		if (file[i] == RF_GPR8H || (file[i] == RF_GPR && guest_reg(number[i]) == H_NONE))
+			return true;
+	return false;
+}
+
+static void temp_load(struct translation *t, uint8_t temp, uint8_t guest)
+{
+	if (guest >= TEMP_HIGH)
+		emit_rorx(&t->e, temp, guest_reg(guest - TEMP_HIGH), 8);
+	else
+		emit_load(&t->e, 8, temp, CPU_GPR(guest));
+}
+
+static void temp_store(struct translation *t, uint8_t temp, uint8_t guest)
+{
+	if (guest >= TEMP_HIGH) {
+		uint8_t reg = guest_reg(guest - TEMP_HIGH);
+
+		emit_rorx(&t->e, reg, reg, 8);
+		emit_op_rr(&t->e, 1, 0, 0x88, temp, reg);
+		emit_rorx(&t->e, reg, reg, 56);
+	} else {
+		emit_store(&t->e, 8, CPU_GPR(guest), temp);
+	}
+}
+
+/* ---- bodies ------------------------------------------------------------------------------------- */
+
+/* PCMPxSTRI leave an index in ECX; other native instructions only read it. */
+static bool writes_rcx(const struct insn *insn)
+{
+	return native_is_vector(insn);
+}
+
+static void emit_native_body(struct translation *t, const struct body *b)
+{
+	struct insn_regs regs = b->regs;
+
+	if (b->borrowed != H_NONE) {
+		emit_store(&t->e, 8, CPU(scratch[0]), b->borrowed);
+		translation_mark(t, (uint16_t)(PC_BORROWED | b->borrowed));
+	}
+	for (unsigned i = 0; i < b->ntemps; i++)
+		temp_load(t, b->temp[i], b->temp_guest[i]);
+	if (b->rcx)
+		emit_mov_rr(&t->e, 8, H_RCX, H_R11);
+	if (regs.mem)
+		regs.mem = &b->mem;
+	insn_emit(&t->e, b->insn, &regs);
+	if (b->rcx && writes_rcx(b->insn))
+		emit_mov_rr(&t->e, 8, H_R11, H_RCX);
+	for (unsigned i = 0; i < b->ntemps; i++) {
+		uint8_t guest = b->temp_guest[i];
+
+		if (b->insn->written_gprs >> (guest & 15) & 1)
+			temp_store(t, b->temp[i], guest);
+	}
+	if (b->borrowed != H_NONE) {
+		emit_load(&t->e, 8, b->borrowed, CPU(scratch[0]));
+		translation_mark(t, 0);
+	}
+}
+
+/* A push, its pointer last. */
+static void emit_push_body(struct translation *t, const struct body *b)
+{
+	unsigned width = t->mode & MODE_CODE64 ? 8 : 4;
+
+	if (b->kind == BODY_PUSH_REG) {
+		emit_store(&t->e, b->size, b->mem, b->reg);
+	} else if (b->kind == BODY_PUSH_SLOT) {
+		emit_load(&t->e, 8, H_RCX, hmem(H_RSP, (int32_t)b->imm));
+		emit_store(&t->e, b->size, b->mem, H_RCX);
+	} else if (b->kind == BODY_CALL) {
+		emit_rip(t, H_RCX, (int32_t)b->imm);
+		emit_store(&t->e, b->size, b->mem, H_RCX);
+	} else {
+		emit_store_imm(&t->e, b->size, b->mem, (int32_t)b->imm);
+	}
+	emit_lea(&t->e, width, H_R14, hmem(H_R14, -(int32_t)b->size));
+}
+
+void emit_body(struct translation *t, const struct body *b)
+{
+	if (b->kind == BODY_NATIVE)
+		emit_native_body(t, b);
+	else if (b->kind != BODY_NONE)
+		emit_push_body(t, b);
+}
+
+/* ---- the instruction ------------------------------------------------------------------------------ */
+
+/* MOV AL/AX/EAX/RAX, moffs and back (A0-A3) have no ModRM: use the forms that do (88-8B). */
+static void moffs_to_modrm(struct insn *insn)
+{
+	static const uint8_t opcode[4] = {0x8a, 0x8b, 0x88, 0x89};
+
+	if (insn->map != 0 || insn->encoding != ENC_LEGACY || (insn->opcode & 0xfc) != 0xa0)
+		return;
+	insn->opcode = opcode[insn->opcode & 3];
+	insn->has_modrm = true;
+	insn->reg = X86_RAX;
+	insn->reg_file = RF_GPR;
+	insn->implicit_gprs = 0;
+}
+
+static uint32_t access_flags(const struct insn *insn)
+{
+	uint32_t flags = 0;
+
+	if (insn->mem_read)
+		flags |= MEM_READ;
+	if (insn->mem_write)
+		flags |= MEM_WRITE;
+	if (insn->lock || (insn->op == ZYDIS_MNEMONIC_XCHG && insn->mem_write))
+		flags |= MEM_LOCK;
+	/* A masked store leaves bytes as they are. */
+	if (insn->mem_write && insn->encoding != ENC_LEGACY)
+		flags |= MEM_READ;
+	return flags ? flags : MEM_READ;
+}
+
+void emit_native(struct translation *t, const struct insn *source)
+{
+	struct insn *insn = &t->insns[source - t->insns];
+	struct body b = {.kind = BODY_NATIVE, .insn = insn, .borrowed = H_NONE};
+	struct temps free = {.taken = taken_regs(insn)};
+	struct cold *cold = NULL;
+	bool any_temps;
+
+	moffs_to_modrm(insn);
+	any_temps = has_temps(insn);
+	b.rcx = insn->implicit_gprs >> X86_RCX & 1;
+	free.rcx_free = !b.rcx;
+	free.r10_free = !insn->has_mem;
+	if (insn->has_mem) {
+		uint32_t flags = access_flags(insn);
+		unsigned size = insn->mem_size ? insn->mem_size : 1;
+
+		b.mem = emit_access(t, insn, size, flags, any_temps || b.rcx, &cold);
+		b.regs.mem = &b.mem;
+	}
+	b.regs.reg = field_reg(t, &b, &free, &insn->reg_file, insn->reg);
+	if (!insn->has_mem)
+		b.regs.rm = field_reg(t, &b, &free, &insn->rm_file, insn->rm);
+	b.regs.vvvv = field_reg(t, &b, &free, &insn->vvvv_file, insn->vvvv);
+	b.regs.opreg = field_reg(t, &b, &free, &insn->opreg_file, insn->opreg);
+	if (cold && insn->mem_write) {
+		emit_body(t, &b);
+		cold->body = b;
+		cold->back = emit_pos(&t->e);
+	} else {
+		emit_body(t, &b);
+	}
+}
+
+void emit_lea_insn(struct translation *t, const struct insn *insn)
+{
+	uint8_t dst = guest_reg(insn->reg), base = H_NONE, index = H_NONE;
+	bool direct = insn->addrsize == 8 && !insn->rip_relative && insn->opsize >= 4 &&
+		      dst != H_NONE && insn->mem_disp == (int32_t)insn->mem_disp;
+
+	if (insn->mem_base != REG_NONE) {
+		base = guest_reg(insn->mem_base);
+		direct = direct && base != H_NONE;
+	}
+	if (insn->mem_index != REG_NONE) {
+		index = guest_reg(insn->mem_index);
+		direct = direct && index != H_NONE;
+	}
+	if (direct) {
+		emit_lea(&t->e, insn->opsize, dst,
+			 hmem_x(base, index, insn->mem_scale, (int32_t)insn->mem_disp));
+		return;
+	}
+	emit_address(t, insn, H_RCX, H_R10, false);
+	emit_set_gpr(t, insn->reg, H_RCX, insn->opsize);
+}

@@ -1,0 +1,62 @@
+/*
+ * Address-space slots and the tables of the inline TLB: internal to q_tlb.c, tlb.c and cache.c.
+ *
+ * A slot holds what one PCID (or, without PCIDs, the current address space) has cached, for each kind of
+ * access rights. Dropping more than the architecture asks for is always right, so global entries are not
+ * told apart: INVLPG acts on all slots.
+ */
+#ifndef ENGINE_SOFT_TLB_H
+#define ENGINE_SOFT_TLB_H
+
+#include "engine/soft/cpu.h"
+
+#define SLOTS 8
+#define SLOT_NO_PAGING 0x1000u /* key; PCIDs are below */
+#define FETCH_ENTRIES 256
+
+struct fetch_entry {
+	uint64_t va;  /* page | 1 when valid */
+	uint64_t gpa; /* page */
+};
+
+struct soft_slot {
+	struct soft_tlb *tlb[TLB_KINDS];
+	uint64_t touched[TLB_KINDS];  /* a bit for each 64 entries with anything in rtag or wtag */
+	uint64_t jtouched[TLB_KINDS]; /* the same for the jump cache */
+	uint32_t jmode[TLB_KINDS];    /* what the jump cache is valid for */
+	uint64_t jcs_base[TLB_KINDS];
+	struct fetch_entry fetch[2][FETCH_ENTRIES]; /* supervisor, user */
+	uint32_t key;
+	bool used;
+	bool large2m, large1g; /* entries that come from large pages */
+	uint64_t stamp;	       /* of the last switch to it */
+};
+
+struct soft_slots {
+	struct soft_slot slot[SLOTS];
+	unsigned current;
+	enum tlb_kind kind;
+	uint64_t stamp;
+};
+
+/* svm->page_attr[], a byte for each page of RAM. */
+#define PAGE_CODE 0x01u	   /* holds translated code: writes are looked at */
+#define PAGE_WRITTEN 0x02u /* some vCPU may hold a write tag for it */
+#define PAGE_DIRTY 0x04u   /* written since dirty_fetch() */
+#define PAGE_LOGGED 0x08u  /* dirty logging is on */
+
+/* The attribute byte of a guest page of RAM, or NULL. Quick. */
+_Atomic uint8_t *page_attr(struct soft_vm *svm, uint64_t gpa);
+/* Host address of [gpa, gpa + len) if it is all in one region; *writable: RAM, not ROM. Quick. */
+uint8_t *guest_ptr(struct soft_vm *svm, uint64_t gpa, uint64_t len, bool *writable);
+
+/* Takes every write tag for the host page away. The vCPU does not run, or is the caller. Quick. */
+void tlb_drop_writes(struct soft_cpu *cpu, const uint8_t *hva_page);
+void tlb_flush_jumps(struct soft_cpu *cpu);
+
+static inline void soft_replay_clear(struct soft_cpu *cpu)
+{
+	cpu->replay.count = cpu->replay.next = 0;
+}
+
+#endif

@@ -1,0 +1,334 @@
+/* One block of guest code to host code: see translate.h. Under svm->lock. */
+#include "engine/soft/translate.h"
+
+#include <Zydis/Mnemonic.h>
+#include <errno.h>
+#include <string.h>
+
+#include "engine/soft/native.h"
+#include "engine/soft/q_lock.h"
+#include "engine/soft/trace.h"
+#include "vmm/vm.h"
+
+#define PAGE 4096u
+
+void translation_mark(struct translation *t, uint16_t flags)
+{
+	if (t->npcs == BLOCK_PCS_MAX) {
+		t->e.overflow = true;
+		return;
+	}
+	t->pcs[t->npcs++] = (struct block_pc){
+		.host = emit_pos(&t->e), .guest = (uint16_t)(t->offset - t->start), .flags = flags};
+}
+
+/* ---- helpers -------------------------------------------------------------------------------------- */
+
+static enum soft_next raise_ud(struct soft_cpu *cpu, const struct insn *insn)
+{
+	(void)insn;
+	return soft_raise(cpu, X86_UD);
+}
+
+static enum soft_next raise_nm(struct soft_cpu *cpu, const struct insn *insn)
+{
+	(void)insn;
+	return soft_raise(cpu, X86_NM);
+}
+
+static enum soft_next raise_gp(struct soft_cpu *cpu, const struct insn *insn)
+{
+	(void)insn;
+	return soft_raise_error(cpu, X86_GP, 0);
+}
+
+static void emit_leave_at(struct translation *t, int32_t offset)
+{
+	emit_rip(t, H_RCX, offset);
+	emit_store(&t->e, 8, CPU(rip), H_RCX);
+	emit_jmp_mem(&t->e, CPU_STUB(STUB_LEAVE));
+}
+
+static void emit_helper(struct translation *t, const struct insn *insn, soft_helper fn, bool quick,
+			bool leaves)
+{
+	struct emit *e = &t->e;
+	struct insn *copy = cache_meta_alloc(t->svm, sizeof(*copy));
+
+	if (!copy) {
+		t->no_meta = true;
+		return;
+	}
+	*copy = *insn;
+	emit_rip(t, H_RCX, t->offset);
+	emit_store(e, 8, CPU(rip), H_RCX);
+	emit_mov_imm(e, H_R10, (uint64_t)(uintptr_t)copy);
+	emit_mov_imm(e, H_RCX, (uint64_t)(uintptr_t)fn);
+	emit_call_mem(e, CPU_STUB(quick ? STUB_QUICK : STUB_FULL));
+	if (leaves) {
+		emit_jmp_mem(e, CPU_STUB(STUB_LEAVE));
+		t->ended = true;
+	}
+}
+
+static bool is_nop(const struct insn *insn)
+{
+	switch (insn->op) {
+	case ZYDIS_MNEMONIC_NOP:
+	case ZYDIS_MNEMONIC_PAUSE:
+	case ZYDIS_MNEMONIC_ENDBR32: /* NOP where CET is not shown (SDM vol. 1 section 17.3) */
+	case ZYDIS_MNEMONIC_ENDBR64:
+	case ZYDIS_MNEMONIC_RDSSPD:
+	case ZYDIS_MNEMONIC_RDSSPQ:
+	case ZYDIS_MNEMONIC_PREFETCH:
+	case ZYDIS_MNEMONIC_PREFETCHNTA:
+	case ZYDIS_MNEMONIC_PREFETCHT0:
+	case ZYDIS_MNEMONIC_PREFETCHT1:
+	case ZYDIS_MNEMONIC_PREFETCHT2:
+	case ZYDIS_MNEMONIC_PREFETCHW:
+	case ZYDIS_MNEMONIC_PREFETCHWT1:
+	case ZYDIS_MNEMONIC_CLDEMOTE:
+		return true;
+	default:
+		return false;
+	}
+}
+
+static void emit_one(struct translation *t, const struct insn *insn)
+{
+	bool leaves = false, quick = false;
+	soft_helper fn;
+
+	if (is_nop(insn))
+		return;
+	if (insn->op == ZYDIS_MNEMONIC_LEA) {
+		emit_lea_insn(t, insn);
+		return;
+	}
+	if (emit_flow(t, insn))
+		return;
+	switch (native_classify(t->svm->isa, insn, t->mode)) {
+	case RUN_NATIVE:
+		emit_native(t, insn);
+		return;
+	case RUN_NM:
+		emit_helper(t, insn, raise_nm, false, true);
+		return;
+	case RUN_UD:
+		emit_helper(t, insn, raise_ud, false, true);
+		return;
+	case RUN_HELPER:
+		break;
+	}
+	fn = soft_helper_for(insn, t->mode, &leaves, &quick);
+	if (fn)
+		emit_helper(t, insn, fn, quick, leaves);
+	else
+		emit_helper(t, insn, raise_ud, false, true);
+}
+
+/* ---- blocks --------------------------------------------------------------------------------------- */
+
+static void emit_head(struct translation *t, struct soft_block *block)
+{
+	struct emit *e = &t->e;
+	uint32_t out = emit_pos(e), jump;
+
+	emit_leave_at(t, t->start);
+	block->code = t->base + emit_pos(e);
+	emit_load(e, 8, H_RCX, CPU(rip));
+	emit_lea(e, t->mode & MODE_CODE64 ? 8 : 4, H_RCX, hmem(H_RCX, -(int32_t)t->start));
+	emit_store(e, 8, CPU(page_rip), H_RCX);
+	block->local = t->base + emit_pos(e);
+	emit_load(e, 8, H_RCX, CPU(run_ok));
+	jump = emit_jrcxz(e);
+	if (!e->overflow)
+		e->start[jump] = (uint8_t)(out - (jump + 1));
+}
+
+/* Copies the instruction's bytes out of `bytes` and decodes; an undecodable one becomes #UD or #GP. */
+static soft_helper decode_or_raise(struct translation *t, const uint8_t *bytes, unsigned n,
+				   struct insn *insn)
+{
+	int ret = insn_decode(bytes, n, t->mode, insn);
+
+	if (!ret)
+		return NULL;
+	if (insn->len == INSN_MAX)
+		return raise_gp;
+	insn->len = 1;
+	return raise_ud;
+}
+
+/* Instructions from `bytes` until the block ends. `bytes_in_page`: those before the page edge. */
+static void emit_insns(struct translation *t, const uint8_t *bytes, unsigned n,
+		       unsigned bytes_in_page, uint64_t limit_left)
+{
+	unsigned at = 0, max = t->mode & (MODE_STEP | MODE_SHADOW) ? 1 : BLOCK_INSNS_MAX;
+
+	while (!t->ended && t->ninsns < max && at < bytes_in_page && !t->e.overflow &&
+	       !t->no_meta) {
+		struct insn *insn = &t->insns[t->ninsns];
+		soft_helper raise;
+
+		if (t->nexits + 2 > BLOCK_LINKS_MAX || t->e.end - t->e.p < 4096)
+			break;
+		if (t->ninsns && n - at < INSN_MAX &&
+		    insn_decode(bytes + at, n - at, t->mode, insn) == -ENODATA)
+			break;
+		raise = decode_or_raise(t, bytes + at, n - at, insn);
+		if (!raise && (uint64_t)at + insn->len - 1 > limit_left)
+			raise = raise_gp;
+		if (t->ninsns && (raise || at + insn->len > bytes_in_page))
+			break;
+		t->insn = insn;
+		t->offset = (uint16_t)(t->start + at);
+		t->ninsns++;
+		translation_mark(t, 0);
+		if (raise)
+			emit_helper(t, insn, raise, false, true);
+		else
+			emit_one(t, insn);
+		at += insn->len;
+	}
+	t->offset = (uint16_t)(t->start + at);
+	if (!t->ended) {
+		if (t->mode & (MODE_STEP | MODE_SHADOW))
+			emit_leave_at(t, t->offset);
+		else
+			emit_goto(t, t->offset);
+	}
+}
+
+static int block_metadata(struct translation *t, struct soft_block *block, unsigned guest_len)
+{
+	struct soft_vm *svm = t->svm;
+
+	block->links = t->nexits ? cache_meta_alloc(svm, t->nexits * sizeof(*block->links)) : NULL;
+	if (t->nexits && !block->links)
+		return -ENOSPC;
+	for (unsigned i = 0; i < t->nexits; i++) {
+		block->links[i] = (struct block_link){.from = block};
+		emit_exit_part(t, &t->exits[i],
+			       exit_linkable(t, t->exits[i].target) ? &block->links[i] : NULL);
+	}
+	block->nlinks = (uint8_t)t->nexits;
+	block->pcs = cache_meta_alloc(svm, t->npcs * sizeof(*block->pcs));
+	if (!block->pcs)
+		return -ENOSPC;
+	memcpy(block->pcs, t->pcs, t->npcs * sizeof(*block->pcs));
+	block->npcs = (uint16_t)t->npcs;
+	block->ninsns = (uint16_t)t->ninsns;
+	block->len = (uint16_t)guest_len;
+	block->code_len = emit_pos(&t->e);
+	block->start = t->base;
+	return 0;
+}
+
+/* `bytes`: n guest bytes from the block's start, of which bytes_in_page lie in its own page. */
+static int block_emit(struct translation *t, struct soft_block *block, const uint8_t *bytes,
+		      unsigned n, unsigned bytes_in_page, uint64_t limit_left)
+{
+	emit_head(t, block);
+	emit_insns(t, bytes, n, bytes_in_page, limit_left);
+	unsigned len = (unsigned)t->offset - t->start;
+
+	emit_cold_parts(t);
+	if (t->no_meta)
+		return -ENOSPC;
+	if (block_metadata(t, block, len ? len : 1))
+		return -ENOSPC;
+	return t->e.overflow ? -E2BIG : 0;
+}
+
+/* The bytes of the block: the rest of its page and, if its first instruction reaches over the edge, the first
+ * bytes of the page behind (gpa2). */
+static unsigned block_bytes(struct soft_vm *svm, uint64_t gpa, uint64_t gpa2, uint8_t *out,
+			    unsigned *in_page)
+{
+	unsigned n = PAGE - (unsigned)(gpa & (PAGE - 1));
+
+	if (n > BLOCK_INSNS_MAX * INSN_MAX)
+		n = BLOCK_INSNS_MAX * INSN_MAX;
+	*in_page = n;
+	if (memory_read(&svm->vm->memory, gpa, out, n))
+		return 0;
+	if (gpa2 != ~0ull) {
+		if (memory_read(&svm->vm->memory, gpa2, out + n, INSN_MAX))
+			return 0;
+		n += INSN_MAX;
+	}
+	return n;
+}
+
+static struct soft_block *translate_once(struct soft_cpu *cpu, struct translation *t,
+					 const struct block_key *key, uint64_t gpa2,
+					 uint64_t limit_left, unsigned max_insns, int *error)
+{
+	struct soft_vm *svm = cpu->svm;
+	uint8_t bytes[BLOCK_INSNS_MAX * INSN_MAX + INSN_MAX];
+	struct soft_block *block;
+	unsigned n, in_page;
+	uint32_t base;
+
+	*error = cache_code_begin(svm, &base);
+	if (*error)
+		return NULL;
+	block = cache_meta_alloc(svm, sizeof(*block));
+	*error = -ENOSPC;
+	if (!block)
+		return NULL;
+	memset(block, 0, sizeof(*block));
+	n = block_bytes(svm, key->gpa, gpa2, bytes, &in_page);
+	*error = -EFAULT;
+	if (!n)
+		return NULL;
+	if (max_insns == 1 && in_page > INSN_MAX)
+		in_page = 1, n = INSN_MAX; /* the first instruction and no more */
+	memset(t, 0, offsetof(struct translation, insns));
+	t->ncold = t->nexits = t->npcs = 0;
+	t->no_meta = t->ended = false;
+	t->e = (struct emit){.start = svm->code_rw + base,
+			     .p = svm->code_rw + base,
+			     .end = svm->code_rw + base + BLOCK_CODE_MAX};
+	t->cpu = cpu;
+	t->svm = svm;
+	t->mode = key->mode;
+	t->base = base;
+	t->start = (uint16_t)(key->gpa & (PAGE - 1));
+	block->key = *key;
+	block->gpa2 = gpa2;
+	*error = block_emit(t, block, bytes, n, in_page, limit_left);
+	return *error ? NULL : block;
+}
+
+struct soft_block *soft_translate(struct soft_cpu *cpu, const struct block_key *key, uint64_t gpa2,
+				  uint64_t limit_left)
+{
+	struct soft_vm *svm = cpu->svm;
+	struct translation *t = svm->translation;
+	struct soft_block *block = NULL;
+	unsigned max_insns = BLOCK_INSNS_MAX;
+	int error;
+
+	/* A full cache is thrown away once; a block too long for its buffer is made of one instruction. */
+	for (unsigned tries = 0; !block && tries < 4; tries++) {
+		cache_watch_page(cpu, key->gpa);
+		if (gpa2 != ~0ull)
+			cache_watch_page(cpu, gpa2);
+		block = translate_once(cpu, t, key, gpa2, limit_left, max_insns, &error);
+		if (block || error == -EFAULT)
+			break;
+		if (error == -E2BIG)
+			max_insns = 1;
+		else
+			cache_flush(cpu);
+	}
+	if (!block)
+		return NULL;
+	block_insert(svm, block);
+	atomic_fetch_add(&svm->n_translated, 1);
+	if (svm->trace)
+		trace_block(svm, block, t->insns, t->ninsns);
+	return block;
+}
