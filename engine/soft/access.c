@@ -117,8 +117,14 @@ uint64_t soft_mem_slow(struct soft_cpu *cpu, uint64_t linear, uint32_t desc)
 	}
 	if (desc & MEM_LOCK) {
 		/* Split over two pages, or on MMIO: nobody else runs until it is done. */
+		uint64_t flushes = atomic_load(&cpu->svm->n_flushes);
+
 		exclusive_begin(cpu);
 		b->exclusive = true;
+		if (atomic_load(&cpu->svm->n_flushes) != flushes) {
+			exclusive_end(cpu);
+			return leave(cpu, NEXT_LEAVE);
+		}
 	}
 	next = (desc & MEM_READ) ? bounce_fill(cpu) : NEXT_GO;
 	if (next) {
@@ -186,7 +192,7 @@ enum soft_next soft_mem_commit(struct soft_cpu *cpu, uint32_t desc)
 {
 	struct soft_bounce *b = &cpu->bounce;
 	uint64_t before = atomic_load(&cpu->svm->n_invalidated);
-	uint64_t flushes = cpu->flush_seen;
+	uint64_t flushes = atomic_load(&cpu->svm->n_flushes);
 	enum soft_next next;
 
 	cpu->bounce_active = 0;
@@ -201,8 +207,8 @@ enum soft_next soft_mem_commit(struct soft_cpu *cpu, uint32_t desc)
 	next = b->mmio[0] || (b->pieces == 2 && b->mmio[1]) ? commit_continue(cpu) : NEXT_GO;
 	if (b->exclusive)
 		exclusive_end(cpu);
-	if (next == NEXT_GO &&
-	    (atomic_load(&cpu->svm->n_invalidated) != before || cpu->flush_seen != flushes))
+	if (next == NEXT_GO && (atomic_load(&cpu->svm->n_invalidated) != before ||
+				atomic_load(&cpu->svm->n_flushes) != flushes))
 		next = NEXT_LEAVE;
 	return next;
 }

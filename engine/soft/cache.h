@@ -19,6 +19,7 @@
 #include "engine/soft/cpu.h"
 #include "engine/soft/native.h"
 #include "engine/soft/q_lock.h"
+#include "engine/soft/time.h"
 
 #define CACHE_DEFAULT (64ull << 20)
 #define CACHE_MIN (256ull << 10)
@@ -48,14 +49,19 @@ struct block_link {
 	uint16_t target;	      /* page offset of the target */
 };
 
+/* One guest page that a block has code on: in the list of blocks of that page. */
+struct page_node {
+	uint64_t page; /* GPA >> 12 */
+	struct soft_block *block;
+	struct page_node *next;
+};
+
 struct soft_block {
 	struct block_key key;
 	struct soft_block *_Atomic hash_next;
-	struct soft_block *page_next; /* blocks with code on the same guest page */
-	struct soft_block
-		*page2_next; /* the same for the second page of an instruction across pages */
-	uint64_t gpa2;	     /* guest page of the bytes behind the page edge, ~0 if none */
-	uint16_t len;	     /* guest bytes, at least 1 */
+	struct page_node page[2];
+	uint64_t gpa2; /* guest page of the bytes behind the page edge, ~0 if none */
+	uint16_t len;  /* guest bytes, at least 1 */
 	uint16_t ninsns;
 	uint16_t npcs;
 	uint8_t nlinks;
@@ -79,9 +85,8 @@ struct soft_vm {
 	struct soft_cache *cache;
 	unsigned ncpus;
 	struct soft_cpu *cpu[64];
-	_Atomic int64_t
-		tsc_offset; /* guest TSC = host TSC + offset; for all vCPUs, at pause and resume */
-	struct soft_lapics *lapics;
+	struct soft_time time;		 /* time.h */
+	_Atomic uint32_t exclusive;	 /* 1: a vCPU runs alone, see exclusive_begin() */
 	_Atomic uint8_t *page_attr;	 /* a byte a page of RAM: tlb.h */
 	unsigned maxphyaddr;		 /* as CPUID shows */
 	struct soft_trace *trace;	 /* soft.trace=FILE, or NULL */
@@ -102,21 +107,23 @@ void cache_fini(struct soft_vm *svm);
 struct soft_block *block_find(struct soft_vm *svm, const struct block_key *key);
 
 /*
- * Translation, under svm->lock:
- *   cache_code_begin()   room for BLOCK_CODE_MAX bytes at the returned offset; -ENOSPC: cache_flush() first
- *   cache_watch_page()   from here on writes to the guest page are seen; on return every vCPU has lost its
- *                        right to write there silently. Read the code bytes after it.
- *   block_insert()       keeps code_len bytes and puts the block into the table and its pages' lists
+ * Translation. Before svm->lock is taken: cache_watch_page() for each guest page: from then on writes to it are
+ * seen, and on return every vCPU has lost its right to write there silently, so the bytes are read after it.
+ * Under svm->lock: cache_code_begin() gives the offset of BLOCK_CODE_MAX free bytes (-ENOSPC: release the lock and
+ * cache_flush()); block_insert() keeps code_len of them and puts the block into the table and its pages' lists.
+ * Lock order: exclusive, then svm->lock.
  */
 int cache_code_begin(struct soft_vm *svm, uint32_t *offset);
 void cache_watch_page(struct soft_cpu *self, uint64_t gpa);
+/* Is it watched still? ROM always is. */
+bool cache_page_watched(struct soft_vm *svm, uint64_t gpa);
 void block_insert(struct soft_vm *svm, struct soft_block *block);
 
 /* translate.c: the block for a key, made and inserted. gpa2: guest page behind, for a first instruction that
  * reaches over the page edge, else ~0. limit_left: bytes from the first instruction to the segment's limit, less
- * one. NULL: no memory there, or host memory ran out. Under svm->lock. */
+ * one. NULL with *error: -ENOSPC: flush and try again; -EFAULT: no memory there. Under svm->lock. */
 struct soft_block *soft_translate(struct soft_cpu *cpu, const struct block_key *key, uint64_t gpa2,
-				  uint64_t limit_left);
+				  uint64_t limit_left, int *error);
 
 /* Patches a link to its target's local entry, both valid and of one page and mode; atomic for vCPUs that
  * execute there. Under svm->lock. */
@@ -128,11 +135,15 @@ bool cache_page_has_code(struct soft_vm *svm, uint64_t gpa);
  * unlinked, and every vCPU forgets them in its jump cache before its next block that it enters by
  * dispatch (others at their next safepoint). Takes svm->lock. */
 void cache_invalidate(struct soft_vm *svm, uint64_t gpa, uint64_t len);
-/* Throws all blocks away. All vCPUs but `self` are brought to a safepoint. Under svm->lock. */
+/* Throws all blocks away, with all vCPUs but `self` at a safepoint. Not under svm->lock. C that was called from
+ * translated code and finds that svm->n_flushes changed must not go back there (NEXT_LEAVE). */
 void cache_flush(struct soft_cpu *self);
 /* The block whose code holds this host address, or NULL. For the signal handler: takes no lock, touches
  * nothing but the tables. */
 struct soft_block *block_at(struct soft_vm *svm, const void *host_pc);
+
+/* svm->lock for a vCPU that may be in: it lets others have their safepoint while it waits. */
+void svm_lock(struct soft_cpu *self);
 
 /* Safepoints. A vCPU thread is "in" between safepoint_enter() and safepoint_leave(); soft.c brackets every
  * stretch of guest execution with them, waits (HLT, the monitor's handlers) are outside. In code runs

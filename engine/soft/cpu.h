@@ -200,7 +200,8 @@ struct soft_cpu {
 	uint8_t cpl;
 	bool shadow_sti, shadow_mov_ss;
 	bool nmi_masked;
-	bool halted; /* in HLT */
+	uint64_t tsc_offset; /* guest TSC = soft_now() + this: time.h */
+	bool halted;	     /* in HLT */
 	bool wait_sipi;
 	bool stepping; /* the block being run holds one instruction: soft_run() returns behind it */
 	bool single_step; /* the monitor wants EXIT_MTRAP after each instruction */

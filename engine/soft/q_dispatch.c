@@ -76,7 +76,9 @@ static void dispatch_link(struct soft_cpu *cpu, struct block_link *link, struct 
 	    (from->gpa | PAGE_MASK) != (to->key.gpa | PAGE_MASK) ||
 	    (to->key.gpa & PAGE_MASK) != link->target)
 		return;
-	soft_lock_acquire(&svm->lock);
+	/* Another time, if the lock is taken: waiting here would hold up a safepoint. */
+	if (!soft_lock_try(&svm->lock))
+		return;
 	if (!link->to && atomic_load(&link->from->valid) && atomic_load(&to->valid))
 		block_link(svm, link, to);
 	soft_lock_release(&svm->lock);

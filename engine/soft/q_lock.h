@@ -7,6 +7,7 @@
 
 #include <linux/futex.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/syscall.h>
@@ -31,6 +32,13 @@ static inline long soft_futex(_Atomic uint32_t *word, int op, uint32_t value)
 static inline void soft_lock_init(struct soft_lock *lock)
 {
 	atomic_init(&lock->word, 0);
+}
+
+static inline bool soft_lock_try(struct soft_lock *lock)
+{
+	uint32_t free = 0;
+
+	return atomic_compare_exchange_strong(&lock->word, &free, 1);
 }
 
 static inline void soft_lock_acquire(struct soft_lock *lock)

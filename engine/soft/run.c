@@ -45,6 +45,35 @@ static enum soft_next no_code_memory(struct soft_cpu *cpu, uint64_t gpa)
 	return NEXT_EXIT;
 }
 
+static enum soft_next translate_block(struct soft_cpu *cpu, const struct block_key *key,
+				      uint64_t gpa2, uint64_t limit_left, struct soft_block **block)
+{
+	struct soft_vm *svm = cpu->svm;
+	int error;
+
+	/* A full cache is thrown away and the block tried again. A write to the page may end the watch before the
+	 * lock is ours; that many of them in a row do not happen. */
+	for (unsigned tries = 0; tries < 100; tries++) {
+		cache_watch_page(cpu, key->gpa);
+		if (gpa2 != ~0ull)
+			cache_watch_page(cpu, gpa2);
+		svm_lock(cpu);
+		*block = NULL;
+		error = -EAGAIN;
+		if (cache_page_watched(svm, key->gpa) &&
+		    (gpa2 == ~0ull || cache_page_watched(svm, gpa2)))
+			*block = soft_translate(cpu, key, gpa2, limit_left, &error);
+		soft_lock_release(&svm->lock);
+		if (*block)
+			return NEXT_GO;
+		if (error == -ENOSPC)
+			cache_flush(cpu);
+		else if (error != -EAGAIN)
+			break;
+	}
+	return no_code_memory(cpu, key->gpa);
+}
+
 /* The block at cpu->rip, translated if need be. NEXT_GO with *block; else a fault or an exit. */
 static enum soft_next run_block_get(struct soft_cpu *cpu, struct soft_block **block)
 {
@@ -76,15 +105,12 @@ static enum soft_next run_block_get(struct soft_cpu *cpu, struct soft_block **bl
 	if (!(cpu->mode & MODE_CODE64))
 		limit_left = cpu->seg[X86_CS].limit - cpu->rip;
 	dispatch_key(cpu, gpa, &key);
-	soft_lock_acquire(&svm->lock);
-	*block = soft_translate(cpu, &key, gpa2, limit_left);
-	soft_lock_release(&svm->lock);
-	return *block ? NEXT_GO : no_code_memory(cpu, gpa);
+	return translate_block(cpu, &key, gpa2, limit_left, block);
 }
 
 enum soft_next soft_run(struct soft_cpu *cpu)
 {
-	struct soft_block *block;
+	struct soft_block *block = NULL;
 	enum soft_next next = run_block_get(cpu, &block);
 
 	if (next != NEXT_GO)

@@ -303,27 +303,16 @@ static struct soft_block *translate_once(struct soft_cpu *cpu, struct translatio
 }
 
 struct soft_block *soft_translate(struct soft_cpu *cpu, const struct block_key *key, uint64_t gpa2,
-				  uint64_t limit_left)
+				  uint64_t limit_left, int *error)
 {
 	struct soft_vm *svm = cpu->svm;
 	struct translation *t = svm->translation;
-	struct soft_block *block = NULL;
-	unsigned max_insns = BLOCK_INSNS_MAX;
-	int error;
+	struct soft_block *block;
 
-	/* A full cache is thrown away once; a block too long for its buffer is made of one instruction. */
-	for (unsigned tries = 0; !block && tries < 4; tries++) {
-		cache_watch_page(cpu, key->gpa);
-		if (gpa2 != ~0ull)
-			cache_watch_page(cpu, gpa2);
-		block = translate_once(cpu, t, key, gpa2, limit_left, max_insns, &error);
-		if (block || error == -EFAULT)
-			break;
-		if (error == -E2BIG)
-			max_insns = 1;
-		else
-			cache_flush(cpu);
-	}
+	block = translate_once(cpu, t, key, gpa2, limit_left, BLOCK_INSNS_MAX, error);
+	/* A block too long for its buffer is made of one instruction. */
+	if (!block && *error == -E2BIG)
+		block = translate_once(cpu, t, key, gpa2, limit_left, 1, error);
 	if (!block)
 		return NULL;
 	block_insert(svm, block);

@@ -1,0 +1,26 @@
+/* The tables behind cache.h: internal to cache.c and q_cache.c. */
+#ifndef ENGINE_SOFT_BLOCKS_H
+#define ENGINE_SOFT_BLOCKS_H
+
+#include "engine/soft/cache.h"
+
+#define BLOCK_HASH_BITS 16
+#define PAGE_HASH_BITS 14
+
+struct soft_cache {
+	struct soft_block *_Atomic hash[1 << BLOCK_HASH_BITS];
+	struct page_node *pages[1 << PAGE_HASH_BITS];
+	uint32_t code_used; /* bytes of code memory */
+	uint8_t *meta;	    /* blocks, links, instruction copies */
+	uint64_t meta_size, meta_used;
+	struct soft_block **blocks; /* every block of this filling, by ascending code offset */
+	uint32_t blocks_max;
+	_Atomic uint32_t nblocks;
+	int fd;
+};
+
+unsigned block_hash(const struct block_key *key);
+/* The list that holds the nodes of this page (and of others). */
+struct page_node **page_nodes(struct soft_vm *svm, uint64_t gpa);
+
+#endif

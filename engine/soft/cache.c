@@ -1,0 +1,174 @@
+/* Code memory and block metadata: see cache.h. */
+#include "engine/soft/blocks.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "engine/soft/tlb.h"
+
+#define META_FACTOR \
+	2 /* metadata memory, in sizes of code memory; pages that are not used cost nothing */
+#define BLOCK_CODE_MIN 64 /* no block has less code than that */
+
+static void *reserve(uint64_t size)
+{
+	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	return p == MAP_FAILED ? NULL : p;
+}
+
+static int code_map(struct soft_vm *svm, struct soft_cache *cache, struct error *err)
+{
+	cache->fd = memfd_create("skep-code", MFD_CLOEXEC);
+	if (cache->fd < 0 || ftruncate(cache->fd, (off_t)svm->code_size))
+		return error_set(err, errno, "no memory for the code cache: %s", strerror(errno));
+	svm->code_rw = mmap(NULL, svm->code_size, PROT_READ | PROT_WRITE, MAP_SHARED, cache->fd, 0);
+	svm->code_rx = mmap(NULL, svm->code_size, PROT_READ | PROT_EXEC, MAP_SHARED, cache->fd, 0);
+	if (svm->code_rw == MAP_FAILED || svm->code_rx == MAP_FAILED)
+		return error_set(err, errno, "cannot map the code cache: %s%s", strerror(errno),
+				 errno == EPERM || errno == EACCES
+					 ? " (this host forbids executable shared memory)"
+					 : "");
+	return 0;
+}
+
+int cache_init(struct soft_vm *svm, uint64_t size, struct error *err)
+{
+	struct soft_cache *cache = reserve(sizeof(*cache));
+	int ret;
+
+	if (!cache)
+		return error_set(err, ENOMEM, "out of memory");
+	svm->cache = cache;
+	svm->code_size = size;
+	cache->fd = -1;
+	svm->code_rw = svm->code_rx = MAP_FAILED;
+	ret = code_map(svm, cache, err);
+	if (ret)
+		return ret;
+	cache->meta_size = size * META_FACTOR;
+	cache->meta = reserve(cache->meta_size);
+	cache->blocks_max = (uint32_t)(size / BLOCK_CODE_MIN);
+	cache->blocks = reserve(cache->blocks_max * sizeof(*cache->blocks));
+	if (!cache->meta || !cache->blocks)
+		return error_set(err, ENOMEM, "out of memory");
+	return 0;
+}
+
+void cache_fini(struct soft_vm *svm)
+{
+	struct soft_cache *cache = svm->cache;
+
+	if (!cache)
+		return;
+	if (svm->code_rw != MAP_FAILED)
+		munmap(svm->code_rw, svm->code_size);
+	if (svm->code_rx != MAP_FAILED)
+		munmap(svm->code_rx, svm->code_size);
+	if (cache->fd >= 0)
+		close(cache->fd);
+	if (cache->meta)
+		munmap(cache->meta, cache->meta_size);
+	if (cache->blocks)
+		munmap(cache->blocks, cache->blocks_max * sizeof(*cache->blocks));
+	munmap(cache, sizeof(*cache));
+	svm->cache = NULL;
+}
+
+void *cache_meta_alloc(struct soft_vm *svm, uint64_t size)
+{
+	struct soft_cache *cache = svm->cache;
+	void *p = cache->meta + cache->meta_used;
+
+	size = (size + 15) & ~15ull;
+	if (size > cache->meta_size - cache->meta_used)
+		return NULL;
+	cache->meta_used += size;
+	return p;
+}
+
+int cache_code_begin(struct soft_vm *svm, uint32_t *offset)
+{
+	struct soft_cache *cache = svm->cache;
+
+	if (svm->code_size - cache->code_used < BLOCK_CODE_MAX ||
+	    atomic_load(&cache->nblocks) == cache->blocks_max ||
+	    cache->meta_size - cache->meta_used < 64 * 1024)
+		return -ENOSPC;
+	*offset = cache->code_used;
+	return 0;
+}
+
+static void page_node_add(struct soft_vm *svm, struct soft_block *block, struct page_node *node,
+			  uint64_t gpa)
+{
+	struct page_node **list = page_nodes(svm, gpa);
+
+	*node = (struct page_node){.page = gpa >> 12, .block = block, .next = *list};
+	*list = node;
+}
+
+void block_insert(struct soft_vm *svm, struct soft_block *block)
+{
+	struct soft_cache *cache = svm->cache;
+	struct soft_block *_Atomic *bucket = &cache->hash[block_hash(&block->key)];
+	uint32_t n = atomic_load(&cache->nblocks);
+
+	page_node_add(svm, block, &block->page[0], block->key.gpa);
+	if (block->gpa2 != ~0ull)
+		page_node_add(svm, block, &block->page[1], block->gpa2);
+	cache->code_used = (block->start + block->code_len + 15) & ~15u;
+	cache->blocks[n] = block;
+	atomic_store(&cache->nblocks, n + 1);
+	atomic_store(&block->valid, true);
+	atomic_store(&block->hash_next, atomic_load(bucket));
+	atomic_store_explicit(bucket, block, memory_order_release);
+}
+
+void cache_flush(struct soft_cpu *self)
+{
+	struct soft_vm *svm = self->svm;
+	struct soft_cache *cache = svm->cache;
+
+	exclusive_begin(self);
+	soft_lock_acquire(&svm->lock);
+	memset(cache->hash, 0, sizeof(cache->hash));
+	memset(cache->pages, 0, sizeof(cache->pages));
+	cache->code_used = 0;
+	cache->meta_used = 0;
+	atomic_store(&cache->nblocks, 0);
+	for (unsigned i = 0; i < svm->ncpus; i++) {
+		if (!svm->cpu[i])
+			continue;
+		tlb_flush_jumps(svm->cpu[i]);
+		svm->cpu[i]->link = NULL;
+	}
+	atomic_fetch_add(&svm->n_flushes, 1);
+	soft_lock_release(&svm->lock);
+	exclusive_end(self);
+}
+
+struct soft_block *block_at(struct soft_vm *svm, const void *host_pc)
+{
+	const struct soft_cache *cache = svm->cache;
+	uint64_t offset = (uint64_t)((const uint8_t *)host_pc - svm->code_rx);
+	uint32_t low = 0, high = atomic_load(&cache->nblocks);
+
+	if (offset >= svm->code_size)
+		return NULL;
+	while (low < high) {
+		uint32_t mid = low + (high - low) / 2;
+		struct soft_block *b = cache->blocks[mid];
+
+		if (offset < b->start)
+			high = mid;
+		else if (offset >= b->start + b->code_len)
+			low = mid + 1;
+		else
+			return b;
+	}
+	return NULL;
+}

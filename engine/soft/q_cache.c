@@ -1,0 +1,289 @@
+/* Quick: the block table, links, invalidation and safepoints. See cache.h. */
+#include "engine/soft/blocks.h"
+#include "engine/soft/cache.h"
+#include "engine/soft/tlb.h"
+#include "vmm/vm.h"
+
+#define PAGE_LOW 0xfffull
+
+/* ---- look-up ------------------------------------------------------------------------------------------ */
+
+static bool key_equal(const struct block_key *a, const struct block_key *b)
+{
+	return a->gpa == b->gpa && a->mode == b->mode && a->cs_base == b->cs_base &&
+	       a->cs_limit == b->cs_limit;
+}
+
+unsigned block_hash(const struct block_key *key)
+{
+	uint64_t h =
+		(key->gpa ^ (uint64_t)key->mode << 40 ^ key->cs_base << 20) * 0x9e3779b97f4a7c15ull;
+
+	return (unsigned)(h >> (64 - BLOCK_HASH_BITS));
+}
+
+struct soft_block *block_find(struct soft_vm *svm, const struct block_key *key)
+{
+	struct soft_block *b =
+		atomic_load_explicit(&svm->cache->hash[block_hash(key)], memory_order_acquire);
+
+	while (b && !(key_equal(&b->key, key) && atomic_load(&b->valid)))
+		b = atomic_load_explicit(&b->hash_next, memory_order_acquire);
+	return b;
+}
+
+bool cache_page_has_code(struct soft_vm *svm, uint64_t gpa)
+{
+	_Atomic uint8_t *attr = page_attr(svm, gpa);
+
+	return attr && (atomic_load(attr) & PAGE_CODE);
+}
+
+/* ---- links -------------------------------------------------------------------------------------------- */
+
+/* The rel32 is aligned, so vCPUs that fetch it see the old or the new one. */
+static void patch_rel32(struct soft_vm *svm, uint32_t place, uint32_t target)
+{
+	__atomic_store_n((uint32_t *)(void *)(svm->code_rw + place), target - (place + 4),
+			 __ATOMIC_RELEASE);
+}
+
+void block_link(struct soft_vm *svm, struct block_link *link, struct soft_block *to)
+{
+	link->to = to;
+	link->next_in = to->in;
+	to->in = link;
+	patch_rel32(svm, link->patch, to->local);
+	atomic_fetch_add_explicit(&svm->n_linked, 1, memory_order_relaxed);
+}
+
+static void block_unlink_in(struct soft_vm *svm, struct soft_block *block)
+{
+	struct block_link *link = block->in;
+
+	while (link) {
+		struct block_link *next = link->next_in;
+
+		patch_rel32(svm, link->patch, link->unlinked);
+		link->to = NULL;
+		link->next_in = NULL;
+		link = next;
+	}
+	block->in = NULL;
+}
+
+/* Its own jumps leave their targets' lists. */
+static void block_unlink_out(struct soft_block *block)
+{
+	for (unsigned i = 0; i < block->nlinks; i++) {
+		struct block_link *link = &block->links[i], **p;
+
+		if (!link->to)
+			continue;
+		for (p = &link->to->in; *p && *p != link; p = &(*p)->next_in)
+			;
+		if (*p)
+			*p = link->next_in;
+		link->to = NULL;
+		link->next_in = NULL;
+	}
+}
+
+/* ---- invalidation ------------------------------------------------------------------------------------- */
+
+static void hash_remove(struct soft_vm *svm, struct soft_block *block)
+{
+	struct soft_block *_Atomic *p = &svm->cache->hash[block_hash(&block->key)];
+	struct soft_block *b;
+
+	while ((b = atomic_load(p)) && b != block)
+		p = &b->hash_next;
+	if (b)
+		atomic_store(p, atomic_load(&block->hash_next));
+}
+
+static void block_kill(struct soft_vm *svm, struct soft_block *block)
+{
+	atomic_store(&block->valid, false);
+	hash_remove(svm, block);
+	block_unlink_in(svm, block);
+	block_unlink_out(block);
+	atomic_fetch_add(&svm->n_invalidated, 1);
+}
+
+struct page_node **page_nodes(struct soft_vm *svm, uint64_t gpa)
+{
+	return &svm->cache->pages[(gpa >> 12) * 0x9e3779b97f4a7c15ull >> (64 - PAGE_HASH_BITS)];
+}
+
+static bool block_overlaps(const struct soft_block *b, uint64_t gpa, uint64_t len)
+{
+	uint64_t end = b->key.gpa + b->len;
+
+	if (b->gpa2 != ~0ull) {
+		uint64_t edge = (b->key.gpa | PAGE_LOW) + 1;
+
+		if (gpa < b->gpa2 + (end - edge) && gpa + len > b->gpa2)
+			return true;
+		end = edge;
+	}
+	return gpa < end && gpa + len > b->key.gpa;
+}
+
+/* Kills the blocks with code in [gpa, gpa+len), which is within one page. True if some went; *left: others with
+ * code on the page stay. */
+static bool page_invalidate(struct soft_vm *svm, uint64_t gpa, uint64_t len, bool *left)
+{
+	struct page_node **p = page_nodes(svm, gpa);
+	bool killed = false;
+
+	*left = false;
+	while (*p) {
+		struct page_node *node = *p;
+		struct soft_block *b = node->block;
+
+		if (!atomic_load(&b->valid)) {
+			*p = node->next;
+			continue;
+		}
+		if (node->page == gpa >> 12 && block_overlaps(b, gpa, len)) {
+			block_kill(svm, b);
+			*p = node->next;
+			killed = true;
+			continue;
+		}
+		if (node->page == gpa >> 12)
+			*left = true;
+		p = &node->next;
+	}
+	return killed;
+}
+
+void cache_invalidate(struct soft_vm *svm, uint64_t gpa, uint64_t len)
+{
+	uint64_t end = gpa + len;
+	bool killed = false;
+
+	while (gpa < end) {
+		uint64_t part = 4096 - (gpa & PAGE_LOW);
+		bool left;
+
+		if (part > end - gpa)
+			part = end - gpa;
+		if (cache_page_has_code(svm, gpa)) {
+			soft_lock_acquire(&svm->lock);
+			killed |= page_invalidate(svm, gpa, part, &left);
+			if (!left)
+				atomic_fetch_and(page_attr(svm, gpa), (uint8_t)~PAGE_CODE);
+			soft_lock_release(&svm->lock);
+		}
+		gpa += part;
+	}
+	/* Jump caches may still lead there: each vCPU clears its own before it goes on. */
+	for (unsigned i = 0; killed && i < svm->ncpus; i++)
+		if (svm->cpu[i])
+			soft_request(svm->cpu[i], REQ_TLB);
+}
+
+/* ---- safepoints --------------------------------------------------------------------------------------- */
+
+void safepoint_enter(struct soft_cpu *cpu)
+{
+	struct soft_vm *svm = cpu->svm;
+
+	for (;;) {
+		uint32_t owner;
+
+		atomic_store(&cpu->in, 1);
+		owner = atomic_load(&svm->exclusive);
+		if (!owner || cpu->exclusive_depth)
+			break;
+		atomic_store(&cpu->in, 0);
+		soft_futex(&cpu->in, FUTEX_WAKE, 1);
+		soft_futex(&svm->exclusive, FUTEX_WAIT, owner);
+	}
+}
+
+void safepoint_leave(struct soft_cpu *cpu)
+{
+	atomic_store(&cpu->in, 0);
+	if (atomic_load(&cpu->svm->exclusive))
+		soft_futex(&cpu->in, FUTEX_WAKE, 1);
+}
+
+void safepoint_poll(struct soft_cpu *cpu)
+{
+	if (atomic_load(&cpu->svm->exclusive) && !cpu->exclusive_depth) {
+		safepoint_leave(cpu);
+		safepoint_enter(cpu);
+	}
+}
+
+void exclusive_begin(struct soft_cpu *self)
+{
+	struct soft_vm *svm = self->svm;
+	uint32_t was_in = atomic_load(&self->in), none = 0;
+
+	if (self->exclusive_depth++)
+		return;
+	if (was_in) {
+		self->exclusive_depth = 0;
+		safepoint_leave(self);
+		self->exclusive_depth = 1;
+	}
+	while (!atomic_compare_exchange_strong(&svm->exclusive, &none, 1)) {
+		soft_futex(&svm->exclusive, FUTEX_WAIT, none);
+		none = 0;
+	}
+	for (unsigned i = 0; i < svm->ncpus; i++) {
+		struct soft_cpu *cpu = svm->cpu[i];
+
+		if (!cpu || cpu == self)
+			continue;
+		if (atomic_load(&cpu->in))
+			soft_request(cpu, REQ_TLB);
+		while (atomic_load(&cpu->in))
+			soft_futex(&cpu->in, FUTEX_WAIT, 1);
+	}
+	atomic_store(&self->in, was_in);
+}
+
+void exclusive_end(struct soft_cpu *self)
+{
+	struct soft_vm *svm = self->svm;
+
+	if (--self->exclusive_depth)
+		return;
+	atomic_store(&svm->exclusive, 0);
+	soft_futex(&svm->exclusive, FUTEX_WAKE, INT32_MAX);
+}
+
+void svm_lock(struct soft_cpu *self)
+{
+	while (!soft_lock_try(&self->svm->lock)) {
+		safepoint_poll(self);
+		__builtin_ia32_pause();
+	}
+}
+
+void cache_watch_page(struct soft_cpu *self, uint64_t gpa)
+{
+	struct soft_vm *svm = self->svm;
+	_Atomic uint8_t *attr = page_attr(svm, gpa);
+	bool writable;
+	uint8_t *hva;
+
+	if (!attr)
+		return; /* ROM */
+	if (!(atomic_load(attr) & PAGE_CODE))
+		atomic_fetch_or(attr, PAGE_CODE);
+	if (!(atomic_load(attr) & PAGE_WRITTEN))
+		return;
+	hva = guest_ptr(svm, gpa & ~PAGE_LOW, 4096, &writable);
+	exclusive_begin(self);
+	for (unsigned i = 0; hva && i < svm->ncpus; i++)
+		if (svm->cpu[i])
+			tlb_drop_writes(svm->cpu[i], hva);
+	atomic_fetch_and(attr, (uint8_t)~PAGE_WRITTEN);
+	exclusive_end(self);
+}

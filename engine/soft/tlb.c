@@ -1,0 +1,56 @@
+/* Memory of a vCPU's address-space slots. */
+#include "engine/soft/tlb.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+
+static void *reserve(size_t size)
+{
+	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	return p == MAP_FAILED ? NULL : p;
+}
+
+static void tlb_make_empty(struct soft_tlb *tlb)
+{
+	tlb->rtag[0] = tlb->wtag[0] = TLB_EMPTY(0);
+	tlb->rtag[TLB_ENTRIES - 1] = tlb->wtag[TLB_ENTRIES - 1] = TLB_EMPTY(TLB_ENTRIES - 1);
+	tlb->jtag[0] = JTAG_EMPTY(0);
+}
+
+/* One mapping for all tables: a page of it costs memory once it is touched. */
+int soft_tlb_init(struct soft_cpu *cpu)
+{
+	struct soft_slots *slots = reserve(sizeof(*slots));
+	size_t each = (sizeof(struct soft_tlb) + 4095) & ~4095ull;
+	uint8_t *tables;
+
+	if (!slots)
+		return -ENOMEM;
+	tables = reserve(each * SLOTS * TLB_KINDS);
+	if (!tables) {
+		munmap(slots, sizeof(*slots));
+		return -ENOMEM;
+	}
+	for (unsigned i = 0; i < SLOTS * TLB_KINDS; i++) {
+		struct soft_tlb *tlb = (struct soft_tlb *)(void *)(tables + i * each);
+
+		slots->slot[i / TLB_KINDS].tlb[i % TLB_KINDS] = tlb;
+		tlb_make_empty(tlb);
+	}
+	cpu->slots = slots;
+	cpu->tlb = slots->slot[0].tlb[TLB_SUPER_AC];
+	return 0;
+}
+
+void soft_tlb_fini(struct soft_cpu *cpu)
+{
+	size_t each = (sizeof(struct soft_tlb) + 4095) & ~4095ull;
+
+	if (!cpu->slots)
+		return;
+	munmap(cpu->slots->slot[0].tlb[0], each * SLOTS * TLB_KINDS);
+	munmap(cpu->slots, sizeof(*cpu->slots));
+	cpu->slots = NULL;
+}
