@@ -6,6 +6,7 @@
 
 #include "engine/soft/access.h"
 #include "engine/soft/cache.h"
+#include "engine/soft/lapic.h"
 #include "engine/soft/tlb.h"
 #include "vmm/exit.h"
 
@@ -38,7 +39,7 @@ static enum soft_next bounce_pieces(struct soft_cpu *cpu, uint64_t linear, uint3
 	for (unsigned i = 0; i < b->pieces; i++) {
 		if (soft_translate_va(cpu, i ? second : linear, access, &b->gpa[i], NULL))
 			return NEXT_FAULT;
-		b->mmio[i] = !guest_ptr(cpu->svm, b->gpa[i], b->len[i], &writable);
+		b->mmio[i] = !cpu_ptr(cpu, b->gpa[i], b->len[i], &writable);
 	}
 	return NEXT_GO;
 }
@@ -53,7 +54,7 @@ static enum soft_next bounce_fill(struct soft_cpu *cpu)
 		unsigned done = 0;
 
 		if (!b->mmio[i]) {
-			memcpy(to, guest_ptr(cpu->svm, b->gpa[i], b->len[i], &writable), b->len[i]);
+			memcpy(to, cpu_ptr(cpu, b->gpa[i], b->len[i], &writable), b->len[i]);
 			continue;
 		}
 		while (done < b->len[i]) {
@@ -79,7 +80,7 @@ static uint8_t *bounce_direct(struct soft_cpu *cpu)
 
 	if (b->pieces != 1 || b->mmio[0] || !b->write)
 		return NULL;
-	p = guest_ptr(cpu->svm, b->gpa[0], b->len[0], &writable);
+	p = cpu_ptr(cpu, b->gpa[0], b->len[0], &writable);
 	return writable ? p : NULL;
 }
 
@@ -145,27 +146,32 @@ uint64_t soft_mem_slow(struct soft_cpu *cpu, uint64_t linear, uint32_t desc)
 static enum soft_next commit_continue(struct soft_cpu *cpu)
 {
 	struct soft_bounce *b = &cpu->bounce;
+	struct vm_exit *exit = cpu->exit;
 	unsigned i = (unsigned)cpu->complete_arg[0];
 	unsigned done = (unsigned)cpu->complete_arg[1];
 
 	for (; i < b->pieces; i++, done = 0) {
 		const uint8_t *from = b->bytes + (b->linear & 63) + (i ? b->len[0] : 0);
-		struct vm_exit *exit = cpu->exit;
-		unsigned left = b->len[i] - done, part;
 
-		if (!b->mmio[i] || !left)
-			continue;
-		part = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-		exit->code = EXIT_MMIO;
-		exit->mmio.gpa = b->gpa[i] + done;
-		exit->mmio.size = (uint8_t)part;
-		exit->mmio.write = true;
-		exit->mmio.value = 0;
-		memcpy(&exit->mmio.value, from + done, part);
-		cpu->complete_arg[0] = i;
-		cpu->complete_arg[1] = done + part;
-		cpu->complete = commit_continue;
-		return NEXT_EXIT;
+		while (b->mmio[i] && done < b->len[i]) {
+			unsigned left = b->len[i] - done;
+			unsigned part = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+			uint64_t gpa = b->gpa[i] + done, value = 0;
+
+			memcpy(&value, from + done, part);
+			done += part;
+			if (lapic_mmio(cpu, gpa, part, true, &value))
+				continue;
+			exit->code = EXIT_MMIO;
+			exit->mmio.gpa = gpa;
+			exit->mmio.size = (uint8_t)part;
+			exit->mmio.write = true;
+			exit->mmio.value = value;
+			cpu->complete_arg[0] = i;
+			cpu->complete_arg[1] = done;
+			cpu->complete = commit_continue;
+			return NEXT_EXIT;
+		}
 	}
 	return NEXT_LEAVE;
 }
@@ -177,8 +183,7 @@ static void commit_ram(struct soft_cpu *cpu)
 
 	for (unsigned i = 0; i < b->pieces; from += b->len[i], i++) {
 		bool writable = false;
-		uint8_t *to = b->mmio[i] ? NULL
-					 : guest_ptr(cpu->svm, b->gpa[i], b->len[i], &writable);
+		uint8_t *to = b->mmio[i] ? NULL : cpu_ptr(cpu, b->gpa[i], b->len[i], &writable);
 
 		if (!to || !writable)
 			continue;

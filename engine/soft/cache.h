@@ -85,14 +85,14 @@ struct soft_vm {
 	struct soft_cache *cache;
 	unsigned ncpus;
 	struct soft_cpu *cpu[64];
-	struct soft_time time;		 /* time.h */
-	_Atomic uint32_t exclusive;	 /* 1: a vCPU runs alone, see exclusive_begin() */
-	_Atomic uint8_t *page_attr;	 /* a byte a page of RAM: tlb.h */
+	struct soft_time time;	    /* time.h */
+	_Atomic uint32_t exclusive; /* 1: a vCPU runs alone, see exclusive_begin() */
+	_Atomic uint8_t *page_attr; /* a byte a page of RAM: tlb.h */
+	uint64_t page_attr_size;
 	unsigned maxphyaddr;		 /* as CPUID shows */
 	struct soft_trace *trace;	 /* soft.trace=FILE, or NULL */
 	struct translation *translation; /* the translator's workspace, under `lock` */
 	bool isa[ISA_SETS];		 /* which instructions the CPU model shows: native.h */
-	struct cpuid_table cpuid;
 	_Atomic uint64_t n_translated, n_linked, n_invalidated, n_flushes, n_tlb_miss, n_slow,
 		n_faults, n_dispatch;
 };
@@ -153,6 +153,9 @@ void safepoint_enter(struct soft_cpu *cpu);
 void safepoint_leave(struct soft_cpu *cpu);
 void exclusive_begin(struct soft_cpu *self);
 void exclusive_end(struct soft_cpu *self);
+/* The same for a thread that is no vCPU's, or one outside vcpu_run(). Not nested. */
+void exclusive_begin_outside(struct soft_vm *svm);
+void exclusive_end_outside(struct soft_vm *svm);
 /* Called by a vCPU that is in when it finds REQ_TLB: steps out and in again, does what others left for it
  * (dropping write rights to watched pages, clearing its jump cache). */
 void safepoint_poll(struct soft_cpu *cpu);

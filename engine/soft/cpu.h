@@ -201,7 +201,16 @@ struct soft_cpu {
 	bool shadow_sti, shadow_mov_ss;
 	bool nmi_masked;
 	uint64_t tsc_offset; /* guest TSC = soft_now() + this: time.h */
-	bool halted;	     /* in HLT */
+	uint32_t index;	     /* of the vCPU */
+	uint32_t xsave_size; /* bytes of xsave[] that the CPU model's components take */
+	bool nmi_pending;
+	bool fault_pending; /* cpu->fault is to be delivered before the next instruction */
+	bool event_waiting; /* an interrupt or NMI waits until IF, a mask or a shadow lets it in */
+	bool step_trap;	    /* RFLAGS.TF was set before the instruction that runs */
+	_Atomic uint32_t sipi_vector;
+	uint64_t
+		apic_page; /* GPA of the local APIC's page in xAPIC mode, ~0 otherwise; lapic keeps it */
+	bool halted;	   /* in HLT */
 	bool wait_sipi;
 	bool stepping; /* the block being run holds one instruction: soft_run() returns behind it */
 	bool single_step; /* the monitor wants EXIT_MTRAP after each instruction */

@@ -5,7 +5,8 @@
  *
  * Threads: registers are changed on the vCPU's own thread; others set bits in the request registers (IRR, NMI,
  * INIT, SIPI) with atomics and then call soft_wake(). The timer fires on the event-loop thread.
- * Full code but for what says quick.
+ * All of it is quick (q_lapic.c) but lapic_create, lapic_destroy and lapic_rearm (lapic.c), which arm the timer:
+ * quick code that changes the timer posts REQ_TIMER, and the run loop calls lapic_rearm().
  */
 #ifndef ENGINE_SOFT_LAPIC_H
 #define ENGINE_SOFT_LAPIC_H
@@ -31,15 +32,15 @@ bool lapic_wrmsr(struct soft_cpu *cpu, uint32_t msr, uint64_t value);
 bool lapic_write_base(struct soft_cpu *cpu, uint64_t value);
 bool lapic_write_tsc_deadline(struct soft_cpu *cpu, uint64_t tsc);
 
-/* CR8. Quick. */
+/* CR8. */
 uint8_t lapic_tpr(const struct soft_cpu *cpu);
 void lapic_set_tpr(struct soft_cpu *cpu, uint8_t tpr);
 
-/* The vector of the interrupt that the CPU would take now (above TPR and what is in service), or -1. Quick. */
+/* The vector of the interrupt that the CPU would take now (above TPR and what is in service), or -1. */
 int lapic_pending(const struct soft_cpu *cpu);
-/* Takes it: IRR to ISR. Quick. */
+/* Takes it: IRR to ISR. */
 void lapic_accept(struct soft_cpu *cpu, uint8_t vector);
-/* Does LINT0 take ExtINT here (or is the APIC off: then INTR is wired to the CPU)? Quick. */
+/* Does LINT0 take ExtINT here (or is the APIC off: then INTR is wired to the CPU)? */
 bool lapic_takes_extint(const struct soft_cpu *cpu);
 
 /* Any thread. */

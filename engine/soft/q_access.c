@@ -5,7 +5,9 @@
  * answer goes to cpu->replay and the instruction is executed again from its start, and finds its earlier accesses
  * answered. So a helper may access memory at any point as long as it changes registers only afterwards.
  */
+#include "engine/soft/access.h"
 #include "engine/soft/cache.h"
+#include "engine/soft/lapic.h"
 #include "engine/soft/tlb.h"
 #include "vmm/exit.h"
 
@@ -45,6 +47,8 @@ int mmio_access(struct soft_cpu *cpu, uint64_t gpa, unsigned size, bool write, u
 	struct soft_replay *r = &cpu->replay;
 	struct vm_exit *exit = cpu->exit;
 
+	if (lapic_mmio(cpu, gpa, size, write, value))
+		return 0;
 	if (r->rip != cpu->rip) {
 		soft_replay_clear(cpu);
 		r->rip = cpu->rip;
@@ -129,7 +133,7 @@ int soft_load(struct soft_cpu *cpu, uint64_t linear, void *out, unsigned size, u
 
 	for (unsigned i = 0; !next && i < p.n; i++) {
 		bool writable;
-		const uint8_t *from = guest_ptr(cpu->svm, p.gpa[i], p.len[i], &writable);
+		const uint8_t *from = cpu_ptr(cpu, p.gpa[i], p.len[i], &writable);
 
 		if (from)
 			copy_bytes(to, from, p.len[i]);
@@ -165,7 +169,7 @@ int soft_store(struct soft_cpu *cpu, uint64_t linear, const void *in, unsigned s
 
 	for (unsigned i = 0; !next && i < p.n; i++) {
 		bool writable;
-		uint8_t *to = guest_ptr(cpu->svm, p.gpa[i], p.len[i], &writable);
+		uint8_t *to = cpu_ptr(cpu, p.gpa[i], p.len[i], &writable);
 
 		if (!to) {
 			next = mmio_bytes(cpu, p.gpa[i], (uint8_t *)(uintptr_t)from, p.len[i],

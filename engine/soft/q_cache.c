@@ -219,18 +219,11 @@ void safepoint_poll(struct soft_cpu *cpu)
 	}
 }
 
-void exclusive_begin(struct soft_cpu *self)
+/* Takes the exclusive word and waits until no vCPU but `self` is in. */
+static void exclusive_take(struct soft_vm *svm, struct soft_cpu *self)
 {
-	struct soft_vm *svm = self->svm;
-	uint32_t was_in = atomic_load(&self->in), none = 0;
+	uint32_t none = 0;
 
-	if (self->exclusive_depth++)
-		return;
-	if (was_in) {
-		self->exclusive_depth = 0;
-		safepoint_leave(self);
-		self->exclusive_depth = 1;
-	}
 	while (!atomic_compare_exchange_strong(&svm->exclusive, &none, 1)) {
 		soft_futex(&svm->exclusive, FUTEX_WAIT, none);
 		none = 0;
@@ -245,17 +238,39 @@ void exclusive_begin(struct soft_cpu *self)
 		while (atomic_load(&cpu->in))
 			soft_futex(&cpu->in, FUTEX_WAIT, 1);
 	}
+}
+
+void exclusive_end_outside(struct soft_vm *svm)
+{
+	atomic_store(&svm->exclusive, 0);
+	soft_futex(&svm->exclusive, FUTEX_WAKE, INT32_MAX);
+}
+
+void exclusive_begin_outside(struct soft_vm *svm)
+{
+	exclusive_take(svm, NULL);
+}
+
+void exclusive_begin(struct soft_cpu *self)
+{
+	uint32_t was_in = atomic_load(&self->in);
+
+	if (self->exclusive_depth) {
+		self->exclusive_depth++;
+		return;
+	}
+	/* Out while waiting, or two that begin at once would wait for each other. */
+	if (was_in)
+		safepoint_leave(self);
+	exclusive_take(self->svm, self);
+	self->exclusive_depth = 1;
 	atomic_store(&self->in, was_in);
 }
 
 void exclusive_end(struct soft_cpu *self)
 {
-	struct soft_vm *svm = self->svm;
-
-	if (--self->exclusive_depth)
-		return;
-	atomic_store(&svm->exclusive, 0);
-	soft_futex(&svm->exclusive, FUTEX_WAKE, INT32_MAX);
+	if (--self->exclusive_depth == 0)
+		exclusive_end_outside(self->svm);
 }
 
 void svm_lock(struct soft_cpu *self)

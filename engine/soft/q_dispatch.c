@@ -91,7 +91,12 @@ static void *dispatch(struct soft_cpu *cpu)
 	uint64_t linear, gpa;
 
 	cpu->link = NULL;
-	if (!atomic_load(&cpu->run_ok) || cpu->stepping || (cpu->mode & (MODE_STEP | MODE_SHADOW)))
+	/* Something waits for a chance that this instruction may have given. */
+	if (cpu->event_waiting && ((cpu->sysflags & X86_FL_IF) || cpu->nmi_pending))
+		return NULL;
+	cpu->shadow_sti = cpu->shadow_mov_ss = false;
+	if (cpu->halted || !atomic_load(&cpu->run_ok) || cpu->stepping ||
+	    (cpu->mode & (MODE_STEP | MODE_SHADOW)))
 		return NULL;
 	if (!dispatch_linear(cpu, &linear) || soft_fetch_gpa(cpu, linear, &gpa))
 		return NULL;

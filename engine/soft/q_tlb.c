@@ -92,7 +92,7 @@ static uint64_t reserved_bits(const struct soft_cpu *cpu)
 static int walk_entry(struct soft_cpu *cpu, struct walk *w, uint64_t gpa, uint64_t reserved)
 {
 	bool writable;
-	uint8_t *p = guest_ptr(cpu->svm, gpa, w->wide ? 8 : 4, &writable);
+	uint8_t *p = cpu_ptr(cpu, gpa, w->wide ? 8 : 4, &writable);
 	uint64_t v;
 
 	/* Page tables outside memory read as ones on the bus: reserved bits, or not there. */
@@ -351,7 +351,7 @@ uint64_t soft_mem_fast(struct soft_cpu *cpu, uint64_t linear, uint32_t desc)
 		return SOFT_MEM_FULL;
 	if (soft_translate_va(cpu, linear, access, &gpa, &page_size))
 		return SOFT_MEM_FULL;
-	hva = guest_ptr(cpu->svm, gpa, size, &writable);
+	hva = cpu_ptr(cpu, gpa, size, &writable);
 	if (!hva)
 		return SOFT_MEM_FULL;
 	if (access == ACCESS_WRITE && (!writable || !page_write_direct(cpu->svm, gpa)))
@@ -372,7 +372,7 @@ void *soft_direct(struct soft_cpu *cpu, uint64_t linear, uint64_t len, unsigned 
 	*next = soft_translate_va(cpu, linear, access, &gpa, NULL);
 	if (*next)
 		return NULL;
-	hva = guest_ptr(cpu->svm, gpa, len, &writable);
+	hva = cpu_ptr(cpu, gpa, len, &writable);
 	if (!hva || ((access & ACCESS_WRITE) && (!writable || !page_write_direct(cpu->svm, gpa))))
 		return NULL;
 	return hva;
@@ -391,7 +391,7 @@ int soft_fetch_gpa(struct soft_cpu *cpu, uint64_t linear, uint64_t *gpa)
 	}
 	if (soft_translate_va(cpu, linear, ACCESS_FETCH, gpa, &page_size))
 		return -1;
-	if (!guest_ptr(cpu->svm, *gpa, 1, &writable))
+	if (!cpu_ptr(cpu, *gpa, 1, &writable))
 		return -1;
 	f->va = (linear & ~PAGE_LOW) + 1;
 	f->gpa = *gpa & ~PAGE_LOW;

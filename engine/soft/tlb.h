@@ -50,6 +50,14 @@ _Atomic uint8_t *page_attr(struct soft_vm *svm, uint64_t gpa);
 /* Host address of [gpa, gpa + len) if it is all in one region; *writable: RAM, not ROM. Quick. */
 uint8_t *guest_ptr(struct soft_vm *svm, uint64_t gpa, uint64_t len, bool *writable);
 
+/* The same as this vCPU sees it: its local APIC's page is not memory. */
+static inline uint8_t *cpu_ptr(struct soft_cpu *cpu, uint64_t gpa, uint64_t len, bool *writable)
+{
+	if ((gpa & ~0xfffull) == cpu->apic_page)
+		return NULL;
+	return guest_ptr(cpu->svm, gpa, len, writable);
+}
+
 /* Takes every write tag for the host page away. The vCPU does not run, or is the caller. Quick. */
 void tlb_drop_writes(struct soft_cpu *cpu, const uint8_t *hva_page);
 void tlb_flush_jumps(struct soft_cpu *cpu);
