@@ -1,0 +1,28 @@
+/*
+ * The host CPU as the oracle: one instruction, executed in this process with all registers given, ended by a
+ * trap. See diff.c.
+ */
+#ifndef TESTS_SOFT_NATIVE_H
+#define TESTS_SOFT_NATIVE_H
+
+#include <stdint.h>
+
+#define STATE_XSAVE 2816
+
+/* What an instruction can change, but for memory. */
+struct cpu_image {
+	uint64_t gpr[16]; /* encoding order */
+	uint64_t rip, rflags;
+	uint8_t xsave[STATE_XSAVE] __attribute__((aligned(64))); /* standard format */
+	/* how it ended */
+	int vector; /* -1: it ran to its end */
+	uint64_t error, cr2;
+};
+
+/* Once a thread. 0, or -errno. */
+int native_init(void);
+/* Runs from image->rip with its registers until a trap; an INT3 at image->rip + len is the end. */
+void native_run(struct cpu_image *image, unsigned len);
+uint32_t native_xsave_size(void);
+
+#endif
