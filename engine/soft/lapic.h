@@ -45,15 +45,17 @@ bool lapic_takes_extint(const struct soft_cpu *cpu);
 
 /* Any thread. */
 void lapic_msi(struct soft_vm *svm, const struct msi *msi);
-/* Remembers which vectors are level-triggered I/O APIC pins', so that their EOI exits (EXIT_IOAPIC_EOI). */
-void lapic_ioapic_route(struct soft_vm *svm, unsigned pin, const struct msi *msi, bool level);
-/* An EOI of such a vector happened on this vCPU and the monitor is to hear of it: its vector, or -1. Own thread. */
+/* The PIC's INTR line, which is every LINT0, is now `level`. */
+void lapic_intr_changed(struct soft_vm *svm, bool level);
+/* An EOI of a level-triggered vector happened on this vCPU and the monitor is to hear of it: its vector, or -1; ask
+ * until -1. Own thread. */
 int lapic_take_eoi(struct soft_cpu *cpu);
 
 /* The register page of struct x86_state, both ways. Own thread. */
 void lapic_save(struct soft_cpu *cpu, uint32_t page[256]);
 void lapic_load(struct soft_cpu *cpu, const uint32_t page[256]);
-/* The timer follows guest time: before a pause, after a resume or a load. */
+/* The timer follows guest time: on REQ_TIMER, after a resume, and after a change of cpu->tsc_offset. Own thread, or all
+ * vCPUs parked. */
 void lapic_rearm(struct soft_cpu *cpu);
 
 /* soft.c: wakes a vCPU out of HLT or translated code; any thread. */

@@ -530,11 +530,7 @@ static int soft_single_step(struct vcpu *vcpu, bool on)
 
 static void soft_extint_changed(struct vm *vm)
 {
-	struct soft_vm *svm = soft_vm_of(vm);
-
-	for (unsigned i = 0; i < svm->ncpus; i++)
-		if (svm->cpu[i] && lapic_takes_extint(svm->cpu[i]))
-			soft_wake(svm->cpu[i], REQ_INTR);
+	lapic_intr_changed(soft_vm_of(vm), atomic_load(&vm->extint.level));
 }
 
 static int soft_msi_send(struct vm *vm, const struct msi *msi)
@@ -543,9 +539,13 @@ static int soft_msi_send(struct vm *vm, const struct msi *msi)
 	return 0;
 }
 
+/* Nothing to prepare: a level-triggered message says so itself, and the local APIC's TMR remembers it. */
 static void soft_ioapic_route(struct vm *vm, unsigned pin, const struct msi *msi, bool level)
 {
-	lapic_ioapic_route(soft_vm_of(vm), pin, msi, level);
+	(void)vm;
+	(void)pin;
+	(void)msi;
+	(void)level;
 }
 
 static void soft_nmi_send(struct vcpu *vcpu)
