@@ -6,9 +6,10 @@
 
 #include "engine/soft/access.h"
 #include "engine/soft/cache.h"
+#include "engine/soft/decode.h"
 #include "engine/soft/lapic.h"
 #include "engine/soft/tlb.h"
-#include "vmm/exit.h"
+#include "vmm/vm.h"
 
 #define PAGE_LOW 0xfffull
 
@@ -16,6 +17,82 @@ static uint64_t leave(struct soft_cpu *cpu, enum soft_next next)
 {
 	cpu->unwind = next;
 	return 0;
+}
+
+/* ---- masked accesses ------------------------------------------------------------------------------------ */
+
+#define XSAVE_YMM_HIGH 576
+#define XSAVE_OPMASK 832
+
+/* The instruction at cpu->rip once more. */
+static bool insn_again(struct soft_cpu *cpu, struct insn *insn)
+{
+	uint64_t linear = cpu->rip, gpa;
+	uint8_t bytes[INSN_MAX];
+
+	if (!(cpu->mode & MODE_CODE64))
+		linear = (uint32_t)(linear + cpu->seg[X86_CS].base);
+	for (unsigned i = 0; i < INSN_MAX; i++) {
+		struct soft_fault fault = cpu->fault;
+		bool there = !soft_translate_va(cpu, linear + i, ACCESS_FETCH, &gpa, NULL) &&
+			     !memory_read(&cpu->svm->vm->memory, gpa, &bytes[i], 1);
+
+		cpu->fault = fault;
+		if (!there)
+			return !insn_decode(bytes, i, cpu->mode, insn);
+	}
+	return !insn_decode(bytes, INSN_MAX, cpu->mode, insn);
+}
+
+/* One bit an element of the memory operand: those that the mask lets through. */
+static uint64_t active_elements(const struct soft_cpu *cpu, const struct insn *insn, unsigned n)
+{
+	uint64_t mask = 0, all = n >= 64 ? ~0ull : (1ull << n) - 1;
+
+	if (insn->encoding == ENC_EVEX) {
+		memcpy(&mask, cpu->xsave + XSAVE_OPMASK + 8 * insn->mask_reg, 8);
+		if (insn->broadcast) {
+			unsigned lanes = insn->vector_bytes / insn->mem_element;
+
+			return mask & (lanes >= 64 ? ~0ull : (1ull << lanes) - 1) ? 1 : 0;
+		}
+		return mask & all;
+	}
+	/* VMASKMOV: the sign bits of the elements of register vvvv. */
+	for (unsigned i = 0; i < n; i++) {
+		unsigned at = (i + 1) * insn->mem_element - 1;
+		const uint8_t *reg =
+			at < 16 ? cpu->xsave + 160 + 16 * insn->vvvv + at
+				: cpu->xsave + XSAVE_YMM_HIGH + 16 * insn->vvvv + at - 16;
+
+		mask |= (uint64_t)(*reg >> 7) << i;
+	}
+	return mask;
+}
+
+/* Page piece `i` of a masked access faulted. False if no active element lies there; else CR2 becomes the first
+ * byte of one that does. */
+static bool masked_fault(struct soft_cpu *cpu, unsigned piece)
+{
+	struct soft_bounce *b = &cpu->bounce;
+	unsigned from = piece ? b->len[0] : 0, to = from + b->len[piece], n;
+	struct insn insn;
+	uint64_t active;
+
+	if (!insn_again(cpu, &insn) || !insn.mem_element)
+		return true;
+	n = b->size / insn.mem_element;
+	active = active_elements(cpu, &insn, n);
+	for (unsigned i = 0; i < n && i < 64; i++) {
+		unsigned first = i * insn.mem_element, end = first + insn.mem_element;
+
+		if (!(active >> i & 1) || first >= to || end <= from)
+			continue;
+		if (cpu->fault.vector == X86_PF)
+			cpu->fault.cr2 = b->linear + (first < from ? from : first);
+		return true;
+	}
+	return false;
 }
 
 /* Where the access goes, in one or two pieces. */
@@ -37,8 +114,14 @@ static enum soft_next bounce_pieces(struct soft_cpu *cpu, uint64_t linear, uint3
 	b->len[0] = size > first ? first : size;
 	b->len[1] = size - b->len[0];
 	for (unsigned i = 0; i < b->pieces; i++) {
-		if (soft_translate_va(cpu, i ? second : linear, access, &b->gpa[i], NULL))
-			return NEXT_FAULT;
+		b->skip[i] = false;
+		b->mmio[i] = false;
+		if (soft_translate_va(cpu, i ? second : linear, access, &b->gpa[i], NULL)) {
+			if (!(desc & MEM_MASKED) || masked_fault(cpu, i))
+				return NEXT_FAULT;
+			b->skip[i] = true;
+			continue;
+		}
 		b->mmio[i] = !cpu_ptr(cpu, b->gpa[i], b->len[i], &writable);
 	}
 	return NEXT_GO;
@@ -53,6 +136,10 @@ static enum soft_next bounce_fill(struct soft_cpu *cpu)
 		bool writable;
 		unsigned done = 0;
 
+		if (b->skip[i]) {
+			memset(to, 0, b->len[i]);
+			continue;
+		}
 		if (!b->mmio[i]) {
 			memcpy(to, cpu_ptr(cpu, b->gpa[i], b->len[i], &writable), b->len[i]);
 			continue;
@@ -78,7 +165,7 @@ static uint8_t *bounce_direct(struct soft_cpu *cpu)
 	bool writable;
 	uint8_t *p;
 
-	if (b->pieces != 1 || b->mmio[0] || !b->write)
+	if (b->pieces != 1 || b->mmio[0] || b->skip[0] || !b->write)
 		return NULL;
 	p = cpu_ptr(cpu, b->gpa[0], b->len[0], &writable);
 	return writable ? p : NULL;
@@ -92,6 +179,16 @@ static bool canonical_range(uint64_t linear, unsigned size)
 	       (uint64_t)((int64_t)(last << 16) >> 16) == last;
 }
 
+/* No element of the access is wanted: it cannot fault, wherever it goes. */
+static bool masked_out(struct soft_cpu *cpu, uint64_t linear, uint32_t desc)
+{
+	struct soft_bounce *b = &cpu->bounce;
+
+	b->linear = linear;
+	b->size = b->len[0] = desc & MEM_SIZE;
+	return (desc & MEM_MASKED) && !masked_fault(cpu, 0);
+}
+
 uint64_t soft_mem_slow(struct soft_cpu *cpu, uint64_t linear, uint32_t desc)
 {
 	struct soft_bounce *b = &cpu->bounce;
@@ -102,7 +199,10 @@ uint64_t soft_mem_slow(struct soft_cpu *cpu, uint64_t linear, uint32_t desc)
 	cpu->unwind = NEXT_GO;
 	cpu->bounce_active = 0;
 	desc_set_rip(cpu, desc);
-	if ((cpu->mode & MODE_CODE64) && !canonical_range(linear, desc & MEM_SIZE)) {
+	if ((desc & MEM_ALIGNED) && (linear & ((desc & MEM_SIZE) - 1)))
+		return leave(cpu, soft_raise_error(cpu, X86_GP, 0));
+	if ((cpu->mode & MODE_CODE64) && !canonical_range(linear, desc & MEM_SIZE) &&
+	    !masked_out(cpu, linear, desc)) {
 		bool stack = (desc >> MEM_SEG_SHIFT & 7) == X86_SS;
 
 		return leave(cpu, soft_raise_error(cpu, stack ? X86_SS_FAULT : X86_GP, 0));
@@ -183,7 +283,9 @@ static void commit_ram(struct soft_cpu *cpu)
 
 	for (unsigned i = 0; i < b->pieces; from += b->len[i], i++) {
 		bool writable = false;
-		uint8_t *to = b->mmio[i] ? NULL : cpu_ptr(cpu, b->gpa[i], b->len[i], &writable);
+		uint8_t *to = b->mmio[i] || b->skip[i]
+				      ? NULL
+				      : cpu_ptr(cpu, b->gpa[i], b->len[i], &writable);
 
 		if (!to || !writable)
 			continue;

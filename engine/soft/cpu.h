@@ -151,6 +151,7 @@ struct soft_bounce {
 	uint8_t pieces; /* 1, or 2 across a page edge */
 	bool write;	/* commit copies it out */
 	bool direct;	/* the access goes to RAM itself, commit only invalidates code there */
+	bool skip[2];	/* a piece that a mask leaves out, and that could not be accessed */
 	bool exclusive; /* a split or MMIO LOCK: all other vCPUs are stopped until commit */
 	uint64_t gpa[2];
 	uint32_t len[2];
@@ -357,12 +358,14 @@ int soft_linear(struct soft_cpu *cpu, enum x86_segreg seg, uint64_t offset, unsi
 		unsigned access, uint64_t *linear);
 
 /* Translated code's accesses that miss the TLB. */
-#define MEM_SIZE 0x000000ffu /* bytes, 1 to 64 */
+#define MEM_SIZE 0x0000007fu   /* bytes, 1 to 64 */
+#define MEM_MASKED 0x00000080u /* elements that a mask leaves out do not fault */
 #define MEM_WRITE 0x00000100u
 #define MEM_READ 0x00000200u /* with MEM_WRITE: read-modify-write */
 #define MEM_LOCK 0x00000400u
 #define MEM_KEEP_RIP 0x00000800u /* commit: cpu->rip is set already (CALL) */
 #define MEM_SEG_SHIFT 12	 /* 14:12: enum x86_segreg, for #SS or #GP */
+#define MEM_ALIGNED 0x00008000u	 /* a misaligned address is #GP, before anything else */
 #define MEM_OFFSET_SHIFT \
 	16		 /* 27:16: offset of the instruction in its page: RIP = page_rip + offset */
 #define MEM_LEN_SHIFT 28 /* 31:28: its length */

@@ -127,8 +127,12 @@ static void decode_reg_operand(const ZydisDecodedOperand *op, struct insn *insn)
 		insn->segreg = seg_number(op->reg.value);
 	else if (cls == ZYDIS_REGCLASS_CONTROL || cls == ZYDIS_REGCLASS_DEBUG)
 		insn->segreg = number;
-	if ((op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) && file != RF_OTHER)
-		insn->written_gprs |= (uint16_t)(1u << (file == RF_GPR8H ? number - 4 : number));
+	if (op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) {
+		if (file == RF_GPR)
+			insn->written_gprs |= (uint16_t)(1u << number);
+		else if (file == RF_GPR8H)
+			insn->written_high |= (uint8_t)(1u << (number - 4));
+	}
 	switch (op->encoding) {
 	case ZYDIS_OPERAND_ENCODING_MODRM_REG:
 		insn->reg = number;
@@ -180,6 +184,7 @@ static void decode_mem_operand(const ZydisDecodedOperand *op, struct insn *insn)
 		insn->mem_index = gpr_number(op->mem.index);
 	insn->mem_disp = op->mem.disp.value;
 	insn->mem_size = op->size / 8;
+	insn->mem_element = (uint8_t)(op->element_size / 8);
 	insn->mem_read |= (op->actions & ZYDIS_OPERAND_ACTION_MASK_READ) != 0;
 	insn->mem_write |= (op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) != 0;
 }
@@ -197,6 +202,7 @@ static void decode_prefixes(const ZydisDecodedInstruction *zi, struct insn *insn
 	insn->rep = zi->attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE);
 	insn->repne = zi->attributes & ZYDIS_ATTRIB_HAS_REPNE;
 	insn->lock = zi->attributes & ZYDIS_ATTRIB_HAS_LOCK;
+	insn->rex_w = (zi->attributes & ZYDIS_ATTRIB_HAS_REX) && zi->raw.rex.W;
 	if (zi->raw.encoding2 == ZYDIS_INSTRUCTION_ENCODING_VEX ||
 	    zi->raw.encoding2 == ZYDIS_INSTRUCTION_ENCODING_EVEX)
 		insn->prefix66_f2_f3 = 0; /* in the pp field of the VEX or EVEX bytes */
@@ -223,6 +229,41 @@ static void decode_immediates(const ZydisDecodedInstruction *zi, const ZydisDeco
 			insn->imm[1] = ops[i].ptr.segment;
 		}
 	}
+}
+
+/* EVEX instructions whose exception class says "NF" read their whole operand whatever the mask. */
+static bool suppresses_faults(ZydisExceptionClass cls)
+{
+	switch (cls) {
+	case ZYDIS_EXCEPTION_CLASS_E1NF:
+	case ZYDIS_EXCEPTION_CLASS_E2NF:
+	case ZYDIS_EXCEPTION_CLASS_E3NF:
+	case ZYDIS_EXCEPTION_CLASS_E4NF:
+	case ZYDIS_EXCEPTION_CLASS_E5NF:
+	case ZYDIS_EXCEPTION_CLASS_E6NF:
+	case ZYDIS_EXCEPTION_CLASS_E9NF:
+	case ZYDIS_EXCEPTION_CLASS_E10NF:
+	case ZYDIS_EXCEPTION_CLASS_E11NF:
+		return false;
+	default:
+		return true;
+	}
+}
+
+static void decode_evex(const ZydisDecodedInstruction *zi, struct insn *insn)
+{
+	if (zi->encoding != ZYDIS_INSTRUCTION_ENCODING_EVEX)
+		return;
+	if (zi->avx.mask.reg != ZYDIS_REGISTER_NONE)
+		insn->mask_reg = (uint8_t)ZydisRegisterGetId(zi->avx.mask.reg);
+	/* Matrices of 8 bytes in memory, a mask bit a byte of the result. */
+	if (zi->mnemonic == ZYDIS_MNEMONIC_VGF2P8AFFINEQB ||
+	    zi->mnemonic == ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB)
+		insn->mem_element = 1;
+	insn->suppresses = suppresses_faults(zi->meta.exception_class);
+	insn->vector_bytes = (uint8_t)(zi->avx.vector_length / 8);
+	insn->broadcast = zi->avx.broadcast.mode != ZYDIS_BROADCAST_MODE_INVALID &&
+			  !zi->avx.broadcast.is_static;
 }
 
 static void insn_fill(const ZydisDecodedInstruction *zi, const ZydisDecodedOperand *ops,
@@ -257,6 +298,7 @@ static void insn_fill(const ZydisDecodedInstruction *zi, const ZydisDecodedOpera
 		else if (ops[i].type == ZYDIS_OPERAND_TYPE_MEMORY)
 			decode_mem_operand(&ops[i], insn);
 	}
+	decode_evex(zi, insn);
 	decode_immediates(zi, ops, insn);
 	if (zi->cpu_flags) {
 		insn->reads_flags = zi->cpu_flags->tested;

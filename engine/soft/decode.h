@@ -36,6 +36,7 @@ struct insn {
 	uint8_t stacksize; /* 2, 4, 8 */
 	uint8_t mode;	   /* 16, 32 or 64: of the code segment */
 	bool rep, repne, lock, opsize_prefix;
+	bool rex_w;
 	uint8_t prefix66_f2_f3; /* mandatory prefix that is part of the opcode: 0, 0x66, 0xf2, 0xf3 */
 
 	/* ModRM and what it names. Numbers are the guest's, REX/VEX/EVEX bits included (0-15, vectors 0-31). */
@@ -68,8 +69,14 @@ struct insn {
 	uint16_t isa;	/* ZYDIS_ISA_SET_* */
 	/* Hidden operands: a bit for each GPR that is read or written without being named by a field. */
 	uint16_t implicit_gprs;
-	uint16_t written_gprs; /* named by a field and written */
-	bool implicit_mem;     /* stack or string memory */
+	uint16_t written_gprs; /* named by a field and written; AH to BH are not counted here */
+	uint8_t written_high;  /* AH CH DH BH written: bits 0 to 3 */
+	uint8_t mask_reg;      /* EVEX opmask register, 0 if none; VMASKMOV has its mask in vvvv */
+	bool suppresses; /* elements that the mask leaves out are not accessed (SDM vol. 2 section 2.8) */
+	uint8_t vector_bytes; /* EVEX: vector length */
+	bool broadcast;	      /* EVEX: one element of memory for all */
+	uint8_t mem_element;  /* bytes of one element of the memory operand */
+	bool implicit_mem;    /* stack or string memory */
 };
 
 /* Decodes one instruction at the start of `bytes` (n of them are there). `mode`: MODE_* bits. 0; -ENODATA: it

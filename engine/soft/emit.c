@@ -282,21 +282,6 @@ static void emit_legacy_prefixes(struct emit *e, const struct insn *insn)
 		emit_u8(e, insn->prefix66_f2_f3);
 }
 
-static bool insn_rex_w(const struct insn *insn)
-{
-	/* REX.W of the original, whatever it means there (MOVQ, CVTSI2SD ...). */
-	for (unsigned i = 0; insn->mode == 64 && i < insn->len; i++) {
-		uint8_t b = insn->bytes[i];
-
-		if ((b & 0xf0) == 0x40)
-			return b & 8;
-		if (b != 0x66 && b != 0x67 && b != 0xf0 && b != 0xf2 && b != 0xf3 && b != 0x2e &&
-		    b != 0x36 && b != 0x3e && b != 0x26 && b != 0x64 && b != 0x65)
-			return false;
-	}
-	return false;
-}
-
 static void emit_legacy(struct emit *e, const struct insn *insn, const struct insn_regs *r,
 			const struct fields *f)
 {
@@ -310,7 +295,7 @@ static void emit_legacy(struct emit *e, const struct insn *insn, const struct in
 
 	emit_legacy_prefixes(e, insn);
 	/* SPL..DIL and the substitutes need an empty REX where a byte register is named. */
-	emit_rex(e, insn_rex_w(insn), insn->has_modrm ? f->reg : H_NONE, f->index, base, byte_reg);
+	emit_rex(e, insn->rex_w, insn->has_modrm ? f->reg : H_NONE, f->index, base, byte_reg);
 	emit_opcode(e, insn->map, insn->opcode);
 	if (insn->opreg_file != RF_NONE && !insn->has_modrm)
 		e->p[-1] = (uint8_t)((insn->opcode & 0xf8) | (f->opreg & 7));

@@ -39,6 +39,11 @@ bool cache_page_has_code(struct soft_vm *svm, uint64_t gpa)
 	return attr && (atomic_load(attr) & PAGE_CODE);
 }
 
+bool cache_page_watched(struct soft_vm *svm, uint64_t gpa)
+{
+	return !page_attr(svm, gpa) || cache_page_has_code(svm, gpa);
+}
+
 /* ---- links -------------------------------------------------------------------------------------------- */
 
 /* The rel32 is aligned, so vCPUs that fetch it see the old or the new one. */

@@ -197,7 +197,8 @@ static void emit_native_body(struct translation *t, const struct body *b)
 	for (unsigned i = 0; i < b->ntemps; i++) {
 		uint8_t guest = b->temp_guest[i];
 
-		if (b->insn->written_gprs >> (guest & 15) & 1)
+		if (guest >= TEMP_HIGH ? b->insn->written_high >> (guest - TEMP_HIGH) & 1
+				       : b->insn->written_gprs >> guest & 1)
 			temp_store(t, b->temp[i], guest);
 	}
 	if (b->borrowed != H_NONE) {
@@ -249,6 +250,58 @@ static void moffs_to_modrm(struct insn *insn)
 	insn->implicit_gprs = 0;
 }
 
+/* SSE memory operands of 16 bytes are aligned but for the instructions made not to be; of VEX and EVEX only those
+ * that say so (SDM vol. 1 section 14.9). */
+static bool needs_alignment(const struct insn *insn)
+{
+	switch (insn->op) {
+	case ZYDIS_MNEMONIC_CMPXCHG16B:
+	case ZYDIS_MNEMONIC_VMOVAPD:
+	case ZYDIS_MNEMONIC_VMOVAPS:
+	case ZYDIS_MNEMONIC_VMOVDQA:
+	case ZYDIS_MNEMONIC_VMOVDQA32:
+	case ZYDIS_MNEMONIC_VMOVDQA64:
+	case ZYDIS_MNEMONIC_VMOVNTDQ:
+	case ZYDIS_MNEMONIC_VMOVNTDQA:
+	case ZYDIS_MNEMONIC_VMOVNTPD:
+	case ZYDIS_MNEMONIC_VMOVNTPS:
+		return true;
+	case ZYDIS_MNEMONIC_LDDQU:
+	case ZYDIS_MNEMONIC_MOVDQU:
+	case ZYDIS_MNEMONIC_MOVUPD:
+	case ZYDIS_MNEMONIC_MOVUPS:
+	case ZYDIS_MNEMONIC_PCMPESTRI:
+	case ZYDIS_MNEMONIC_PCMPESTRM:
+	case ZYDIS_MNEMONIC_PCMPISTRI:
+	case ZYDIS_MNEMONIC_PCMPISTRM:
+	case ZYDIS_MNEMONIC_SHA1MSG1: /* no CPU seen checks these */
+	case ZYDIS_MNEMONIC_SHA1MSG2:
+	case ZYDIS_MNEMONIC_SHA1NEXTE:
+	case ZYDIS_MNEMONIC_SHA1RNDS4:
+	case ZYDIS_MNEMONIC_SHA256MSG1:
+	case ZYDIS_MNEMONIC_SHA256MSG2:
+	case ZYDIS_MNEMONIC_SHA256RNDS2:
+		return false;
+	default:
+		return insn->encoding == ENC_LEGACY && insn->mem_size == 16 &&
+		       native_is_vector(insn);
+	}
+}
+
+/* Elements whose mask bit is clear are not accessed, and do not fault. */
+static bool masked_access(const struct insn *insn)
+{
+	switch (insn->op) {
+	case ZYDIS_MNEMONIC_VMASKMOVPD:
+	case ZYDIS_MNEMONIC_VMASKMOVPS:
+	case ZYDIS_MNEMONIC_VPMASKMOVD:
+	case ZYDIS_MNEMONIC_VPMASKMOVQ:
+		return true;
+	default:
+		return insn->encoding == ENC_EVEX && insn->mask_reg && insn->suppresses;
+	}
+}
+
 static uint32_t access_flags(const struct insn *insn)
 {
 	uint32_t flags = 0;
@@ -259,10 +312,15 @@ static uint32_t access_flags(const struct insn *insn)
 		flags |= MEM_WRITE;
 	if (insn->lock || (insn->op == ZYDIS_MNEMONIC_XCHG && insn->mem_write))
 		flags |= MEM_LOCK;
-	/* A masked store leaves bytes as they are. */
-	if (insn->mem_write && insn->encoding != ENC_LEGACY)
+	/* A masked store leaves bytes as they are, and so does an x87 store that has an exception to tell. */
+	if (insn->mem_write && native_is_vector(insn) &&
+	    (insn->encoding != ENC_LEGACY || insn->map == 0))
 		flags |= MEM_READ;
-	return flags ? flags : MEM_READ;
+	if (masked_access(insn))
+		flags |= MEM_MASKED;
+	if (needs_alignment(insn))
+		flags |= MEM_ALIGNED;
+	return flags & (MEM_READ | MEM_WRITE) ? flags : flags | MEM_READ;
 }
 
 void emit_native(struct translation *t, const struct insn *source)

@@ -286,7 +286,7 @@ static struct soft_block *translate_once(struct soft_cpu *cpu, struct translatio
 	if (max_insns == 1 && in_page > INSN_MAX)
 		in_page = 1, n = INSN_MAX; /* the first instruction and no more */
 	memset(t, 0, offsetof(struct translation, insns));
-	t->ncold = t->nexits = t->npcs = 0;
+	t->ninsns = t->ncold = t->nexits = t->npcs = 0;
 	t->no_meta = t->ended = false;
 	t->e = (struct emit){.start = svm->code_rw + base,
 			     .p = svm->code_rw + base,

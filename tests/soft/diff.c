@@ -2,7 +2,7 @@
  * Differential test: random instructions with random operands, flags, memory contents and faults, run once by the
  * soft engine and once by the host CPU; registers, flags, vector state, memory and the fault must be equal.
  *
- *   diff [-n CASES] [-s SEED] [-v]
+ *   diff [-n CASES] [-s SEED] [-c FIRST] [-v]
  *
  * The guest is a flat 64-bit one at CPL 3 whose page tables map the same linear addresses that the oracle's
  * memory has in this process, so that addresses in registers mean the same. A failing case prints as an assembler
@@ -459,6 +459,9 @@ static bool same(struct harness *h)
 
 	normalize(a->xsave);
 	normalize(b->xsave);
+	/* Linux calls its own half of the address space present to whoever tries to find out. */
+	if (a->vector == 14 && (int64_t)a->cr2 < 0)
+		a->error &= ~1ull;
 	if (a->vector == 14 || b->vector == 14) {
 		if (a->cr2 != b->cr2)
 			return false;
@@ -574,15 +577,17 @@ static int harness_init(struct harness *h)
 int main(int argc, char **argv)
 {
 	static struct harness h;
-	uint64_t n = 200000;
+	uint64_t n = 200000, first = 0;
 	int opt;
 
 	h.seed = 1;
-	while ((opt = getopt(argc, argv, "n:s:v")) != -1) {
+	while ((opt = getopt(argc, argv, "n:s:c:v")) != -1) {
 		if (opt == 'n')
 			n = strtoull(optarg, NULL, 0);
 		else if (opt == 's')
 			h.seed = strtoull(optarg, NULL, 0);
+		else if (opt == 'c')
+			first = strtoull(optarg, NULL, 0);
 		else if (opt == 'v')
 			h.verbose = true;
 		else
@@ -592,7 +597,7 @@ int main(int argc, char **argv)
 		fprintf(stderr, "diff: cannot start: %s\n", strerror(errno));
 		return 2;
 	}
-	for (h.cases = 0; h.cases < n && h.failures < 20; h.cases++) {
+	for (h.cases = first; h.cases < first + n && h.failures < 4000; h.cases++) {
 		h.rng = h.seed * 0x100000001b3ull + h.cases;
 		run_case(&h);
 	}
