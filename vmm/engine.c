@@ -10,6 +10,7 @@
 /* In the order in which "auto" tries them. */
 static const struct engine *const engines[] = {
 	&engine_kvm,
+	&engine_soft,
 };
 #define ENGINES (sizeof(engines) / sizeof(engines[0]))
 
@@ -52,8 +53,6 @@ static int engine_choose_auto(const struct engine **engine, char *why, size_t wh
 		snprintf(why, why_size, "slow: %s; there is no other engine", slow_text.text);
 		return 0;
 	}
-	if (ENGINES == 1)
-		return error_set(err, -r, "%s", refused.text);
 	error_prefix(err, "%s; and the %s engine", refused.text, engines[ENGINES - 1]->name);
 	return r;
 }
@@ -67,8 +66,6 @@ int engine_choose(const char *name, const struct engine **engine, char *why, siz
 	if (strcmp(name, "auto") == 0)
 		return engine_choose_auto(engine, why, why_size, err);
 	found = engine_find(name);
-	if (!found && strcmp(name, "soft") == 0)
-		return error_set(err, ENOSYS, "-E soft: this build has no soft engine");
 	if (!found)
 		return error_set(err, EINVAL, "-E %s: no such engine; it is auto, kvm or soft",
 				 name);

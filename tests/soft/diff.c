@@ -2,7 +2,7 @@
  * Differential test: random instructions with random operands, flags, memory contents and faults, run once by the
  * soft engine and once by the host CPU; registers, flags, vector state, memory and the fault must be equal.
  *
- *   diff [-n CASES] [-s SEED] [-c FIRST] [-v]
+ *   diff [-n CASES] [-s SEED] [-c FIRST] [-t TRACE] [-v]
  *
  * The guest is a flat 64-bit one at CPL 3 whose page tables map the same linear addresses that the oracle's
  * memory has in this process, so that addresses in registers mean the same. A failing case prints as an assembler
@@ -52,6 +52,7 @@ struct harness {
 	struct x86_state *state;
 	uint64_t seed, cases, failures, skipped, faults;
 	bool verbose;
+	const char *trace;
 	uint64_t rng;
 	uint8_t *code, *data; /* the oracle's */
 	/* the case */
@@ -553,6 +554,10 @@ static int make_vm(struct harness *h)
 	struct error err;
 
 	log_init(&h->log, STDERR_FILENO, LOG_INFO);
+	if (h->trace && config_set(options.config, "soft.trace", h->trace, &err)) {
+		fprintf(stderr, "diff: %s\n", err.text);
+		return -1;
+	}
 	if (vm_create(&h->vm, &options, &err)) {
 		fprintf(stderr, "diff: %s\n", err.text);
 		return -1;
@@ -581,13 +586,15 @@ int main(int argc, char **argv)
 	int opt;
 
 	h.seed = 1;
-	while ((opt = getopt(argc, argv, "n:s:c:v")) != -1) {
+	while ((opt = getopt(argc, argv, "n:s:c:t:v")) != -1) {
 		if (opt == 'n')
 			n = strtoull(optarg, NULL, 0);
 		else if (opt == 's')
 			h.seed = strtoull(optarg, NULL, 0);
 		else if (opt == 'c')
 			first = strtoull(optarg, NULL, 0);
+		else if (opt == 't')
+			h.trace = optarg;
 		else if (opt == 'v')
 			h.verbose = true;
 		else
