@@ -80,6 +80,7 @@ static const struct isa_entry isa_table[] = {
 	I(F16C, AVX, LEAF1, ECX, 29),
 	I(FMA, AVX, LEAF1, ECX, 12),
 	I(AVX2, AVX, LEAF7, EBX, 5),
+	I(AVX2GATHER, AVX, LEAF7, EBX, 5),
 	I(VAES, AVX, LEAF7, ECX, 9),
 	I(VPCLMULQDQ, AVX, LEAF7, ECX, 10),
 	I(AVX_GFNI, AVX, LEAF7, ECX, 8),
