@@ -8,6 +8,9 @@
 int mmio_access(struct soft_cpu *cpu, uint64_t gpa, unsigned size, bool write, uint64_t *value);
 /* RAM was written: dirty bit, invalidation of translated code. */
 void ram_written(struct soft_cpu *cpu, uint64_t gpa, unsigned len);
+/* May [offset, offset + size) of this segment be accessed, in the mode now? Not for 64-bit code. */
+bool segment_allows(const struct soft_cpu *cpu, const struct x86_seg *s, uint64_t offset,
+		    unsigned size, unsigned access);
 /* cpu->rip of the instruction that a MEM_* descriptor names. */
 void desc_set_rip(struct soft_cpu *cpu, uint32_t desc);
 

@@ -208,6 +208,8 @@ struct soft_cpu {
 	bool fault_pending; /* cpu->fault is to be delivered before the next instruction */
 	bool event_waiting; /* an interrupt or NMI waits until IF, a mask or a shadow lets it in */
 	bool step_trap;	    /* RFLAGS.TF was set before the instruction that runs */
+	bool delivering;    /* an event is being delivered: its accesses never exit */
+	uint8_t ext;	    /* .. and this is the EXT bit for the error codes of faults in it */
 	_Atomic uint32_t sipi_vector;
 	uint64_t
 		apic_page; /* GPA of the local APIC's page in xAPIC mode, ~0 otherwise; lapic keeps it */
@@ -234,6 +236,7 @@ struct soft_cpu {
 	struct soft_lapic *lapic;
 	struct soft_slots *slots; /* tlb.c's */
 	struct soft_counters *counters;
+	uint8_t io_data[1024 * 4]; /* of an INOUT exit */
 	/* What an IN, RDMSR .. exit is to do with its value when the vCPU is run next: see soft.c. */
 	enum soft_next (*complete)(struct soft_cpu *cpu);
 	uint64_t complete_arg[4];

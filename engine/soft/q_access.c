@@ -196,8 +196,8 @@ static bool canonical(uint64_t linear)
 }
 
 /* SDM vol. 3 sections 5.3 to 5.5: limit and type. In real mode (CR0.PE=0) types are not looked at. */
-static bool segment_allows(const struct soft_cpu *cpu, const struct x86_seg *s, uint64_t offset,
-			   unsigned size, unsigned access)
+bool segment_allows(const struct soft_cpu *cpu, const struct x86_seg *s, uint64_t offset,
+		    unsigned size, unsigned access)
 {
 	unsigned type = s->attr & SEG_ATTR_TYPE;
 	uint64_t last = offset + size - 1;
