@@ -162,8 +162,8 @@ static void decode_mem_operand(const ZydisDecodedOperand *op, struct insn *insn)
 	if (hidden || (op->encoding != ZYDIS_OPERAND_ENCODING_MODRM_RM &&
 		       op->encoding != ZYDIS_OPERAND_ENCODING_DISP16_32_64)) {
 		insn->implicit_mem = true;
-		if (op->mem.segment != ZYDIS_REGISTER_NONE &&
-		    op->mem.segment != ZYDIS_REGISTER_ES && op->mem.segment != ZYDIS_REGISTER_SS)
+		/* The source of a string, and XLAT: what a prefix may override. */
+		if (gpr_number(op->mem.base) == X86_RSI || gpr_number(op->mem.base) == X86_RBX)
 			insn->mem_seg = seg_number(op->mem.segment);
 		if (!insn->mem_size)
 			insn->mem_size = op->size / 8;

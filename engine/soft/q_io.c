@@ -91,8 +91,6 @@ HELPER(do_in)
 
 	if (io_allowed(cpu, port, size))
 		return NEXT_FAULT;
-	for (unsigned i = 0; i < 4; i++)
-		cpu->io_data[i] = 0;
 	cpu->complete_arg[ARG_RIP] = next_rip(cpu, insn);
 	cpu->complete_arg[ARG_SHAPE] = SHAPE(size, 0, 0);
 	return io_exit(cpu, port, size, true, 1, in_complete);
@@ -243,7 +241,5 @@ HELPER(do_ins)
 	}
 	if (!n)
 		return next;
-	for (uint32_t i = 0; i < n * size; i++)
-		cpu->io_data[i] = 0;
 	return string_exit(cpu, insn, true, n);
 }

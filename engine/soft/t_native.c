@@ -241,13 +241,35 @@ static void moffs_to_modrm(struct insn *insn)
 {
 	static const uint8_t opcode[4] = {0x8a, 0x8b, 0x88, 0x89};
 
-	if (insn->map != 0 || insn->encoding != ENC_LEGACY || (insn->opcode & 0xfc) != 0xa0)
-		return;
 	insn->opcode = opcode[insn->opcode & 3];
 	insn->has_modrm = true;
 	insn->reg = X86_RAX;
 	insn->reg_file = RF_GPR;
 	insn->implicit_gprs = 0;
+}
+
+/* INC and DEC of one byte (40-4F) are REX prefixes in 64-bit mode: FF /0 and /1. */
+static void inc_dec_to_modrm(struct insn *insn)
+{
+	insn->modrm = insn->opcode & 8;
+	insn->opcode = 0xff;
+	insn->has_modrm = true;
+	insn->rm = insn->opreg;
+	insn->rm_file = RF_GPR;
+	insn->opreg_file = RF_NONE;
+}
+
+/* One-byte encodings that the host, in 64-bit mode, has not or has in another form. */
+static void legacy_form(struct insn *insn)
+{
+	if (insn->map != 0 || insn->encoding != ENC_LEGACY)
+		return;
+	if ((insn->opcode & 0xfc) == 0xa0)
+		moffs_to_modrm(insn);
+	else if (insn->mode != 64 && (insn->opcode & 0xf0) == 0x40)
+		inc_dec_to_modrm(insn);
+	else if (insn->mode != 64 && insn->opcode == 0x82)
+		insn->opcode = 0x80; /* its alias */
 }
 
 /* SSE memory operands of 16 bytes are aligned but for the instructions made not to be; of VEX and EVEX only those
@@ -331,7 +353,7 @@ void emit_native(struct translation *t, const struct insn *source)
 	struct cold *cold = NULL;
 	bool any_temps;
 
-	moffs_to_modrm(insn);
+	legacy_form(insn);
 	any_temps = has_temps(insn);
 	b.rcx = insn->implicit_gprs >> X86_RCX & 1;
 	free.rcx_free = !b.rcx;
