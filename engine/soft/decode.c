@@ -256,11 +256,10 @@ static void decode_evex(const ZydisDecodedInstruction *zi, struct insn *insn)
 		return;
 	if (zi->avx.mask.reg != ZYDIS_REGISTER_NONE)
 		insn->mask_reg = (uint8_t)ZydisRegisterGetId(zi->avx.mask.reg);
-	/* Matrices of 8 bytes in memory, a mask bit a byte of the result. */
-	if (zi->mnemonic == ZYDIS_MNEMONIC_VGF2P8AFFINEQB ||
-	    zi->mnemonic == ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB)
-		insn->mem_element = 1;
-	insn->suppresses = suppresses_faults(zi->meta.exception_class);
+	insn->suppresses = suppresses_faults(zi->meta.exception_class) &&
+			   zi->mnemonic != ZYDIS_MNEMONIC_VCVTNE2PS2BF16 &&
+			   zi->mnemonic != ZYDIS_MNEMONIC_VGF2P8AFFINEQB &&
+			   zi->mnemonic != ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB;
 	insn->vector_bytes = (uint8_t)(zi->avx.vector_length / 8);
 	insn->broadcast = zi->avx.broadcast.mode != ZYDIS_BROADCAST_MODE_INVALID &&
 			  !zi->avx.broadcast.is_static;

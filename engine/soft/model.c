@@ -64,7 +64,7 @@ static struct cpuid_regs host(uint32_t leaf, uint32_t subleaf)
 {
 	struct cpuid_regs r = {0, 0, 0, 0};
 
-	if (__get_cpuid_max(leaf & 0x80000000, NULL) >= leaf)
+	if ((uint32_t)__get_cpuid_max(leaf & 0x80000000, NULL) >= leaf)
 		__cpuid_count(leaf, subleaf, r.eax, r.ebx, r.ecx, r.edx);
 	return r;
 }

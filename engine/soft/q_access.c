@@ -13,20 +13,25 @@
 
 #define PAGE_LOW 0xfffull
 
+/* Guest memory has no types and any alignment. */
+typedef uint64_t __attribute__((aligned(1), may_alias)) any_u64;
+typedef uint32_t __attribute__((aligned(1), may_alias)) any_u32;
+typedef uint16_t __attribute__((aligned(1), may_alias)) any_u16;
+
 static inline void copy_bytes(void *to, const void *from, unsigned n)
 {
-	uint8_t *d = to;
-	const uint8_t *s = from;
-
 	/* One access for what the guest may expect to be one. */
 	if (n == 8)
-		*(volatile uint64_t *)d = *(const volatile uint64_t *)s;
+		*(volatile any_u64 *)to = *(const volatile any_u64 *)from;
 	else if (n == 4)
-		*(volatile uint32_t *)d = *(const volatile uint32_t *)s;
+		*(volatile any_u32 *)to = *(const volatile any_u32 *)from;
 	else if (n == 2)
-		*(volatile uint16_t *)d = *(const volatile uint16_t *)s;
+		*(volatile any_u16 *)to = *(const volatile any_u16 *)from;
 	else
-		__asm__ volatile("rep movsb" : "+D"(d), "+S"(s), "+c"((uint64_t){n}) : : "memory");
+		__asm__ volatile("rep movsb"
+				 : "+D"(to), "+S"(from), "+c"((uint64_t){n})
+				 :
+				 : "memory");
 }
 
 /* ---- MMIO --------------------------------------------------------------------------------------------- */

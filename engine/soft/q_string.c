@@ -132,22 +132,23 @@ static void fill_elements(uint8_t *to, uint64_t value, unsigned size, uint64_t n
 static int move_one(struct string *s)
 {
 	struct soft_cpu *cpu = s->cpu;
-	uint64_t source, target, value = 0;
+	uint64_t linear, value = 0;
 	int next = soft_linear(cpu, s->insn->mem_seg, gpr_get(cpu, X86_RSI, s->addr), s->size,
-			       ACCESS_READ, &source);
+			       ACCESS_READ, &linear);
 
 	if (!next)
+		next = soft_load(cpu, linear, &value, s->size, ACCESS_READ);
+	if (!next)
 		next = soft_linear(cpu, X86_ES, gpr_get(cpu, X86_RDI, s->addr), s->size,
-				   ACCESS_WRITE, &target);
+				   ACCESS_WRITE, &linear);
 	if (!next)
-		next = soft_load(cpu, source, &value, s->size, ACCESS_READ);
-	if (!next)
-		next = soft_store(cpu, target, &value, s->size, ACCESS_WRITE);
+		next = soft_store(cpu, linear, &value, s->size, ACCESS_WRITE);
 	if (!next)
 		string_moved(s, 1, true, true);
 	return next;
 }
 
+/* A run that cannot go at once goes by its first element, whose fault, if any, is the right one. */
 static int move_some(struct string *s)
 {
 	struct soft_cpu *cpu = s->cpu;
@@ -162,15 +163,11 @@ static int move_some(struct string *s)
 		n = m;
 		next = string_side(s, s->insn->mem_seg, X86_RSI, ACCESS_READ, &n, &source);
 	}
-	if (next)
-		return next;
-	if (n != m)
+	if (next || n != m)
 		return move_one(s);
 	from = soft_direct(cpu, source, n * s->size, ACCESS_READ, &next);
 	if (from && !next)
 		to = soft_direct(cpu, target, n * s->size, ACCESS_WRITE, &next);
-	if (next)
-		return next;
 	if (!from || !to)
 		return move_one(s);
 	copy_elements(to, from, s->size, n, s->step < 0);
@@ -218,8 +215,6 @@ static int store_some(struct string *s, uint64_t value)
 	if (next)
 		return next;
 	to = soft_direct(s->cpu, target, n * s->size, ACCESS_WRITE, &next);
-	if (next)
-		return next;
 	if (!to)
 		return store_one(s, value);
 	fill_elements(to, value, s->size, n);

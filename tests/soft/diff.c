@@ -48,6 +48,7 @@
 
 struct harness {
 	struct vm *vm;
+	struct config *config;
 	struct log log;
 	struct x86_state *state;
 	uint64_t seed, cases, failures, skipped, faults;
@@ -548,7 +549,7 @@ static void run_case(struct harness *h)
 static int make_vm(struct harness *h)
 {
 	struct vm_options options = {.name = "diff",
-				     .config = config_create(),
+				     .config = h->config,
 				     .log = &h->log,
 				     .engine = &engine_soft,
 				     .memory_size = MEMORY,
@@ -569,6 +570,7 @@ static int make_vm(struct harness *h)
 
 static int harness_init(struct harness *h)
 {
+	h->config = config_create();
 	h->code = mmap((void *)CODE, 0x1000, PROT_READ | PROT_WRITE | PROT_EXEC,
 		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
 	h->data = mmap((void *)DATA, DATA_SIZE, PROT_READ | PROT_WRITE,
@@ -612,5 +614,8 @@ int main(int argc, char **argv)
 	}
 	printf("%" PRIu64 " cases, %" PRIu64 " faulted, %" PRIu64 " differ\n", h.cases, h.faults,
 	       h.failures);
+	vm_destroy(h.vm);
+	config_destroy(h.config);
+	free(h.state);
 	return h.failures ? 1 : 0;
 }
