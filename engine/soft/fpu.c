@@ -7,13 +7,9 @@
  * dropped. (CPUs store them for unmasked exceptions only, or not at all, unless asked for compatibility.)
  */
 #include "engine/soft/fpu.h"
+#include "engine/soft/q_helper.h"
 
-#include <Zydis/Mnemonic.h>
 #include <string.h>
-
-#include "engine/soft/cache.h"
-#include "engine/soft/operand.h"
-#include "vmm/vm.h"
 
 #define FCW_INIT 0x37f
 #define FCW_WRITABLE 0x1f3f
@@ -70,11 +66,6 @@ void fpu_modify(struct soft_cpu *cpu, uint64_t mask)
 	bytes_set64(cpu->xsave + XS_BV, bytes_get64(cpu->xsave + XS_BV) | (mask & cpu->xsave_mask));
 }
 
-uint64_t fpu_xinuse(const struct soft_cpu *cpu)
-{
-	return bytes_get64(cpu->xsave + XS_BV) & cpu->xcr0;
-}
-
 uint32_t fpu_mxcsr_mask(const struct soft_cpu *cpu)
 {
 	uint32_t mask = bytes_get32(cpu->xsave + FX_MXCSR_MASK);
@@ -106,7 +97,7 @@ int fpu_check_nm(struct soft_cpu *cpu, bool em_too)
 int fpu_operand(struct soft_cpu *cpu, const struct insn *insn, unsigned size, unsigned access,
 		uint64_t *linear)
 {
-	return soft_linear(cpu, insn->mem_seg, insn_effective(cpu, insn), size, access, linear);
+	return soft_linear(cpu, insn->mem_seg, operand_offset(cpu, insn), size, access, linear);
 }
 
 int fpu_probe_write(struct soft_cpu *cpu, uint64_t linear, unsigned size)
@@ -119,17 +110,6 @@ int fpu_probe_write(struct soft_cpu *cpu, uint64_t linear, unsigned size)
 	if (!(cpu->mode & MODE_CODE64))
 		second = (uint32_t)second;
 	return soft_translate_va(cpu, second, ACCESS_WRITE, &gpa, NULL);
-}
-
-uint64_t fpu_epoch(const struct soft_cpu *cpu)
-{
-	return atomic_load(&cpu->svm->n_invalidated) + atomic_load(&cpu->svm->n_flushes);
-}
-
-enum soft_next fpu_done(struct soft_cpu *cpu, const struct insn *insn, uint64_t epoch)
-{
-	soft_advance(cpu, insn);
-	return fpu_epoch(cpu) == epoch ? NEXT_GO : NEXT_LEAVE;
 }
 
 /* ---- x87 environment ---------------------------------------------------------------------------------- */
@@ -172,6 +152,18 @@ static void tag_word_load(struct soft_cpu *cpu, uint16_t word)
 	cpu->xsave[FX_FTW + 1] = 0;
 }
 
+void fpu_set_top(struct soft_cpu *cpu, unsigned top)
+{
+	uint8_t *fx = cpu->xsave, turned[128];
+	uint16_t fsw = bytes_get16(fx + FX_FSW);
+	unsigned by = top - (fsw >> 11 & 7);
+
+	for (unsigned i = 0; i < 8; i++)
+		memcpy(turned + i * 16, fx + FX_ST + ((i + by) & 7) * 16, 16);
+	memcpy(fx + FX_ST, turned, sizeof(turned));
+	bytes_set16(fx + FX_FSW, (uint16_t)((fsw & ~0x3800) | top << 11));
+}
+
 /* FNSTENV and FNSAVE. Pointers are zero, so real-mode and protected-mode images are the same; the upper halves of
  * 32-bit fields that hold 16 bits are ones on every CPU. */
 static unsigned environment_store(const struct soft_cpu *cpu, bool wide, uint8_t *out)
@@ -194,6 +186,7 @@ static unsigned environment_load(struct soft_cpu *cpu, bool wide, const uint8_t 
 {
 	unsigned step = wide ? 4 : 2;
 
+	fpu_set_top(cpu, bytes_get16(in + step) >> 11 & 7);
 	bytes_set16(cpu->xsave + FX_FCW, bytes_get16(in));
 	bytes_set16(cpu->xsave + FX_FSW, bytes_get16(in + step));
 	tag_word_load(cpu, bytes_get16(in + 2 * step));
@@ -219,7 +212,7 @@ static bool environment_wide(const struct insn *insn)
 static enum soft_next store_environment(struct soft_cpu *cpu, const struct insn *insn)
 {
 	bool save = insn->op == ZYDIS_MNEMONIC_FNSAVE;
-	uint64_t linear, epoch = fpu_epoch(cpu);
+	uint64_t linear, epoch = code_epoch(cpu);
 	uint8_t image[108];
 	unsigned size;
 	int next;
@@ -236,13 +229,14 @@ static enum soft_next store_environment(struct soft_cpu *cpu, const struct insn 
 	fpu_modify(cpu, 1u << XC_X87);
 	if (save) {
 		/* FNINIT leaves the registers' contents, empty as they are. */
+		fpu_set_top(cpu, 0);
 		memset(cpu->xsave, 0, FX_MXCSR);
 		bytes_set16(cpu->xsave + FX_FCW, FCW_INIT);
 	} else {
 		cpu->xsave[FX_FCW] |= X87_EXCEPTIONS;
 		fpu_normalize_status(cpu);
 	}
-	return fpu_done(cpu, insn, epoch);
+	return done_since(cpu, insn, epoch);
 }
 
 static enum soft_next load_environment(struct soft_cpu *cpu, const struct insn *insn)
@@ -264,7 +258,7 @@ static enum soft_next load_environment(struct soft_cpu *cpu, const struct insn *
 	size = environment_load(cpu, wide, image);
 	for (unsigned i = 0; restore && i < 8; i++, size += 10)
 		memcpy(cpu->xsave + FX_ST + i * 16, image + size, 10);
-	return fpu_done(cpu, insn, fpu_epoch(cpu));
+	return done(cpu, insn);
 }
 
 /* ---- FXSAVE and FXRSTOR ------------------------------------------------------------------------------- */
@@ -289,7 +283,7 @@ static int fx_operand(struct soft_cpu *cpu, const struct insn *insn, unsigned ac
 
 static enum soft_next fxsave_helper(struct soft_cpu *cpu, const struct insn *insn)
 {
-	uint64_t linear, epoch = fpu_epoch(cpu);
+	uint64_t linear, epoch = code_epoch(cpu);
 	uint8_t image[FX_USED];
 	int next = fx_operand(cpu, insn, ACCESS_WRITE, &linear);
 
@@ -299,7 +293,7 @@ static enum soft_next fxsave_helper(struct soft_cpu *cpu, const struct insn *ins
 	memcpy(image, cpu->xsave, sizeof(image));
 	memset(image + FX_FOP, 0, FX_MXCSR - FX_FOP);
 	next = soft_store(cpu, linear, image, fx_size(insn), ACCESS_WRITE);
-	return next ? (enum soft_next)next : fpu_done(cpu, insn, epoch);
+	return next ? (enum soft_next)next : done_since(cpu, insn, epoch);
 }
 
 static enum soft_next fxrstor_helper(struct soft_cpu *cpu, const struct insn *insn)
@@ -320,7 +314,7 @@ static enum soft_next fxrstor_helper(struct soft_cpu *cpu, const struct insn *in
 	memcpy(cpu->xsave + FX_ST, image + FX_ST, fx_size(insn) - FX_ST);
 	memset(cpu->xsave + FX_FOP, 0, FX_MXCSR - FX_FOP);
 	fpu_normalize_status(cpu);
-	return fpu_done(cpu, insn, fpu_epoch(cpu));
+	return done(cpu, insn);
 }
 
 soft_helper fpu_helper_for(const struct insn *insn)

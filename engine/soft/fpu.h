@@ -11,9 +11,6 @@
 /* The full helper for an instruction of these families, NULL if it is none (or one that no guest has: XSAVES). */
 soft_helper fpu_helper_for(const struct insn *insn);
 
-/* XINUSE of the guest's components, for XGETBV with ECX = 1. Full. */
-uint64_t fpu_xinuse(const struct soft_cpu *cpu);
-
 /* ---- between fpu.c, xsave.c and gather.c ---------------------------------------------------------------- */
 
 enum fpu_component { XC_X87, XC_SSE, XC_AVX, XC_OPMASK = 5, XC_ZMM_HI256, XC_HI16_ZMM, XC_MAX };
@@ -46,6 +43,8 @@ bool fpu_component(const struct soft_cpu *cpu, unsigned n, unsigned *offset, uns
 uint32_t fpu_mxcsr_mask(const struct soft_cpu *cpu);
 /* Summary and busy bits as exceptions and masks make them, and no reserved bits in FCW. */
 void fpu_normalize_status(struct soft_cpu *cpu);
+/* Another register becomes ST(0); the image is in stack order, so it turns. */
+void fpu_set_top(struct soft_cpu *cpu, unsigned top);
 /* x87 instructions are not to be executed: CR0.TS or EM. 0, or NEXT_FAULT. */
 int fpu_check_nm(struct soft_cpu *cpu, bool em_too);
 
@@ -54,10 +53,6 @@ int fpu_operand(struct soft_cpu *cpu, const struct insn *insn, unsigned size, un
 		uint64_t *linear);
 /* Faults that a write to [linear, linear + size) would have, `size` at most 4096 bytes. */
 int fpu_probe_write(struct soft_cpu *cpu, uint64_t linear, unsigned size);
-
-/* Counts what makes blocks stale: taken before guest memory is written, looked at by fpu_done(). */
-uint64_t fpu_epoch(const struct soft_cpu *cpu);
-enum soft_next fpu_done(struct soft_cpu *cpu, const struct insn *insn, uint64_t epoch);
 
 enum soft_next xsave_helper(struct soft_cpu *cpu, const struct insn *insn);
 enum soft_next xrstor_helper(struct soft_cpu *cpu, const struct insn *insn);

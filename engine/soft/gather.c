@@ -3,11 +3,10 @@
  * gathers and scatters (SDM vol. 2, VPGATHERDD and on). Elements are done in order; each that is done leaves the
  * mask, so that the instruction goes on where a fault stopped it.
  */
-#include <Zydis/Mnemonic.h>
 #include <string.h>
 
 #include "engine/soft/fpu.h"
-#include "engine/soft/operand.h"
+#include "engine/soft/q_helper.h"
 
 #define VECTOR_MAX 64
 
@@ -142,7 +141,7 @@ static int maskmov_runs(struct soft_cpu *cpu, const struct insn *insn, const uin
 	int next = 0;
 
 	for (; !next && (len = mask_run(mask, size, &at)) > 0; at += len) {
-		uint64_t linear, offset = insn_address_cut(insn, base + at);
+		uint64_t linear, offset = cut(base + at, insn->addrsize);
 
 		next = soft_linear(cpu, hidden_segment(insn), offset, len, ACCESS_WRITE, &linear);
 		if (!next && store)
@@ -158,7 +157,7 @@ enum soft_next maskmov_helper(struct soft_cpu *cpu, const struct insn *insn)
 	bool mmx = insn->op == ZYDIS_MNEMONIC_MASKMOVQ;
 	uint8_t data[VECTOR_MAX], mask[VECTOR_MAX];
 	unsigned size = mmx ? 8 : 16;
-	uint64_t epoch = fpu_epoch(cpu);
+	uint64_t epoch = code_epoch(cpu);
 	int next;
 
 	if (mmx) {
@@ -181,17 +180,11 @@ enum soft_next maskmov_helper(struct soft_cpu *cpu, const struct insn *insn)
 	if (next)
 		return next;
 	if (mmx) {
-		/* SDM vol. 1, 9.5.1: TOP becomes 0, all registers are valid; so the stack turns. */
-		uint8_t *fx = cpu->xsave, turned[128];
-		unsigned top = bytes_get16(fx + FX_FSW) >> 11 & 7;
-
-		for (unsigned reg = 0; reg < 8; reg++)
-			memcpy(turned + reg * 16, fx + FX_ST + ((reg - top) & 7) * 16, 16);
-		memcpy(fx + FX_ST, turned, sizeof(turned));
-		bytes_set16(fx + FX_FSW, bytes_get16(fx + FX_FSW) & 0xc7ff);
-		fx[FX_FTW] = 0xff;
+		/* SDM vol. 1, 9.5.1 */
+		fpu_set_top(cpu, 0);
+		cpu->xsave[FX_FTW] = 0xff;
 	}
-	return fpu_done(cpu, insn, epoch);
+	return done_since(cpu, insn, epoch);
 }
 
 /* ---- gathers and scatters ----------------------------------------------------------------------------- */
@@ -288,10 +281,9 @@ static int vsib_element(struct soft_cpu *cpu, const struct insn *insn, struct vs
 		index = bytes_get64(v->index + i * 8);
 	else
 		index = (uint64_t)(int64_t)(int32_t)bytes_get32(v->index + i * 4);
-	next = soft_linear(
-		cpu, insn->mem_seg,
-		insn_address_cut(insn, insn_effective(cpu, insn) + index * insn->mem_scale),
-		v->data_size, access, &linear);
+	next = soft_linear(cpu, insn->mem_seg,
+			   cut(operand_offset(cpu, insn) + index * insn->mem_scale, insn->addrsize),
+			   v->data_size, access, &linear);
 	if (next)
 		return next;
 	return v->scatter ? soft_store(cpu, linear, data, v->data_size, access)
@@ -300,7 +292,7 @@ static int vsib_element(struct soft_cpu *cpu, const struct insn *insn, struct vs
 
 enum soft_next gather_helper(struct soft_cpu *cpu, const struct insn *insn)
 {
-	uint64_t epoch = fpu_epoch(cpu);
+	uint64_t epoch = code_epoch(cpu);
 	struct vsib v;
 	int next = 0;
 
@@ -316,5 +308,5 @@ enum soft_next gather_helper(struct soft_cpu *cpu, const struct insn *insn)
 	if (next == NEXT_EXIT)
 		return NEXT_EXIT;
 	vsib_write(cpu, insn, &v);
-	return next ? (enum soft_next)next : fpu_done(cpu, insn, epoch);
+	return next ? (enum soft_next)next : done_since(cpu, insn, epoch);
 }

@@ -143,7 +143,7 @@ static inline uint8_t *direct_ptr(struct soft_cpu *cpu, uint64_t linear, uint64_
 
 /* ---- q_operand.c ---------------------------------------------------------------------------------------- */
 
-/* Offset of the memory operand in its segment. */
+/* Offset of the memory operand in its segment, without an index that is a vector. */
 uint64_t operand_offset(const struct soft_cpu *cpu, const struct insn *insn);
 /* The operand that ModRM's rm names, a register or memory. */
 int operand_load(struct soft_cpu *cpu, const struct insn *insn, unsigned size, uint64_t *value);

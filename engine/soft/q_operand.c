@@ -9,7 +9,7 @@ uint64_t operand_offset(const struct soft_cpu *cpu, const struct insn *insn)
 		offset += cpu->rip + insn->len;
 	else if (insn->mem_base != REG_NONE)
 		offset += cpu->gpr[insn->mem_base];
-	if (insn->mem_index != REG_NONE)
+	if (insn->mem_index != REG_NONE && !insn->mem_vsib)
 		offset += cpu->gpr[insn->mem_index] * insn->mem_scale;
 	return cut(offset, insn->addrsize);
 }

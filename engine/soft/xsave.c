@@ -4,12 +4,10 @@
  *
  * The layout of the standard format is the host's, so cpu->xsave and the guest's area have the same offsets.
  */
-#include <Zydis/Mnemonic.h>
 #include <string.h>
 
-#include "engine/soft/cache.h"
 #include "engine/soft/fpu.h"
-#include "vmm/vm.h"
+#include "engine/soft/q_helper.h"
 
 #define XCOMP_COMPACT (1ull << 63)
 #define HEADER_SIZE 64
@@ -93,6 +91,12 @@ static uint64_t requested(const struct soft_cpu *cpu)
 	return mask & cpu->xcr0;
 }
 
+/* XINUSE of the components that the guest has. */
+static uint64_t components_in_use(const struct soft_cpu *cpu)
+{
+	return bytes_get64(cpu->xsave + XS_BV) & cpu->xcr0;
+}
+
 /* ---- saving ------------------------------------------------------------------------------------------- */
 
 struct saver {
@@ -144,7 +148,7 @@ static int save_area(struct soft_cpu *cpu, const struct insn *insn, uint64_t lin
 {
 	struct saver s = {.cpu = cpu, .linear = linear};
 	uint64_t xcomp = kind == KIND_XSAVEC ? rfbm | XCOMP_COMPACT : 0;
-	uint64_t inuse = fpu_xinuse(cpu) & rfbm, saved;
+	uint64_t inuse = components_in_use(cpu) & rfbm, saved;
 	bool mxcsr = rfbm & SSE_OR_AVX;
 
 	/* 13.10: for XSAVEC, MXCSR is a part of SSE state. */
@@ -170,7 +174,7 @@ static int save_area(struct soft_cpu *cpu, const struct insn *insn, uint64_t lin
 
 enum soft_next xsave_helper(struct soft_cpu *cpu, const struct insn *insn)
 {
-	uint64_t linear, epoch = fpu_epoch(cpu), rfbm = requested(cpu);
+	uint64_t linear, epoch = code_epoch(cpu), rfbm = requested(cpu);
 	enum xsave_kind kind = KIND_XSAVE;
 	unsigned size;
 	int next;
@@ -191,7 +195,7 @@ enum soft_next xsave_helper(struct soft_cpu *cpu, const struct insn *insn)
 		next = fpu_probe_write(cpu, linear, size);
 	if (!next)
 		next = save_area(cpu, insn, linear, rfbm, kind);
-	return next ? (enum soft_next)next : fpu_done(cpu, insn, epoch);
+	return next ? (enum soft_next)next : done_since(cpu, insn, epoch);
 }
 
 /* ---- restoring ---------------------------------------------------------------------------------------- */
@@ -306,5 +310,5 @@ enum soft_next xrstor_helper(struct soft_cpu *cpu, const struct insn *insn)
 	if (mxcsr != MXCSR_KEEP)
 		bytes_set32(cpu->xsave + FX_MXCSR,
 			    mxcsr == MXCSR_LOAD ? bytes_get32(area + FX_MXCSR) : MXCSR_INIT);
-	return fpu_done(cpu, insn, fpu_epoch(cpu));
+	return done(cpu, insn);
 }
