@@ -283,6 +283,13 @@ static unsigned random_bytes(struct harness *h, uint8_t *b)
 	return 16;
 }
 
+static bool bit_string(const struct insn *i)
+{
+	return i->has_mem && !i->nimm &&
+	       (i->op == ZYDIS_MNEMONIC_BT || i->op == ZYDIS_MNEMONIC_BTS ||
+		i->op == ZYDIS_MNEMONIC_BTR || i->op == ZYDIS_MNEMONIC_BTC);
+}
+
 static bool wanted(const struct harness *h, const struct insn *insn)
 {
 	const struct soft_vm *svm = h->vm->engine_data;
@@ -291,6 +298,9 @@ static bool wanted(const struct harness *h, const struct insn *insn)
 
 	if (insn->op == ZYDIS_MNEMONIC_LEA)
 		return true;
+	/* Its offset would say where in this process it goes. */
+	if (bit_string(insn) && (insn->reg == insn->mem_base || insn->reg == insn->mem_index))
+		return false;
 	if (insn->mem_seg == X86_FS || insn->mem_seg == X86_GS)
 		return false; /* their bases are this process's own here */
 	switch (insn->op) {
@@ -331,14 +341,31 @@ static uint64_t data_address(struct harness *h, unsigned size)
 		return DATA + 0x1000 - below(h, size ? size + 1 : 1);
 	case 1: /* over the end */
 		return DATA + DATA_SIZE - below(h, size + 2);
-	case 2: /* not mapped */
-		return below(h, 2) ? DATA - 64 : rnd(h);
+	case 2: /* not mapped, or not canonical: this process may have something anywhere else */
+		return below(h, 2) ? DATA - 64 : 1ull << 63 | rnd(h) >> 2;
 	default: {
 		uint64_t at = DATA + below(h, DATA_SIZE - 128);
 
 		return below(h, 4) ? at & ~63ull : at;
 	}
 	}
+}
+
+/* An address that only the encoding tells: RIP-relative, a bare displacement, moffs. */
+static void aim_displacement(struct harness *h, uint64_t want)
+{
+	struct insn *i = &h->insn;
+	unsigned size = i->has_modrm ? 4 : i->addrsize, at = i->len - size;
+	uint64_t disp;
+
+	if (want - (DATA - 64) > DATA_SIZE + 64)
+		want = DATA + DATA_SIZE; /* within the reach of 32 bits */
+	disp = i->rip_relative ? want - (h->start.rip + i->len) : want;
+
+	for (unsigned n = 0; n < i->nimm; n++)
+		at -= i->imm_size[n];
+	memcpy(h->bytes + at, &disp, size);
+	insn_decode(h->bytes, 15, MODE_CODE64 | MODE_LONG | MODE_PROT, i);
 }
 
 /* Makes the memory operand's address what we want by its base (or index) register. */
@@ -353,8 +380,14 @@ static void aim(struct harness *h)
 		h->start.gpr[X86_RBX] = data_address(h, 1);
 	if (i->rep || i->repne)
 		h->start.gpr[X86_RCX] = below(h, 40);
-	if (!(i->has_mem || i->is_agen) || i->rip_relative)
+	if (!i->has_mem && !i->is_agen)
 		return;
+	if (i->rip_relative || (i->mem_base == REG_NONE && i->mem_index == REG_NONE)) {
+		aim_displacement(h, want);
+		return;
+	}
+	if (bit_string(i))
+		h->start.gpr[i->reg] = below(h, 4096) - 2048ull;
 	if (i->mem_base == REG_NONE) {
 		if (i->mem_index != REG_NONE && !i->mem_vsib)
 			h->start.gpr[i->mem_index] = (want - sum) / i->mem_scale;
