@@ -7,6 +7,12 @@
  * virtual clock at which it matches next. How a late loop catches up: chipset/pace.h. What the specification
  * leaves open: a write to the running counter takes effect at once, and a route that a timer
  * does not have leaves the old one in place.
+ *
+ * A guest reads the counter, adds to it, and writes comparators. On hardware that takes it microseconds; here
+ * its CPU can lose the host's for longer than what it added. So a comparator of an enabled timer that is written
+ * when the counter has just gone by matches at once, and a period that comes after the first match of the
+ * accumulator that it belongs to still counts from there. Otherwise the timer would be silent until the
+ * counter wraps.
  */
 #include "chipset/hpet.h"
 
@@ -50,6 +56,8 @@
 #define PACE_MIN_TICKS (PACE_MIN_NS / HPET_NS_PER_TICK)
 /* Ticks beyond this are centuries away: nobody waits for them. */
 #define TICKS_MAX (1ull << 53)
+/* A comparator that the counter passed by less than this, a second, was meant to be ahead of it. */
+#define MISSED_MAX (1000000000ull / HPET_NS_PER_TICK)
 
 /* Ticks are 100 ns of the virtual clock, counted from its start. */
 struct hpet_state {
@@ -61,6 +69,8 @@ struct hpet_state {
 	bool val_set[HPET_TIMERS];
 	uint64_t period[HPET_TIMERS]; /* last written in periodic mode */
 	uint64_t cmp[HPET_TIMERS];    /* the comparator, as of the match at `due` */
+	uint64_t base[HPET_TIMERS];   /* the accumulator as VAL_SET let it be written */
+	bool unpaired[HPET_TIMERS];   /* the period that belongs to `base` may be yet to come */
 	bool armed[HPET_TIMERS];
 	uint64_t due[HPET_TIMERS]; /* the next match that was not dealt with; perhaps past */
 };
@@ -101,6 +111,8 @@ static const struct state_field hpet_fields[] = {
 	STATE_ARRAY(struct hpet_state, val_set),
 	STATE_ARRAY(struct hpet_state, period),
 	STATE_ARRAY_OPT(struct hpet_state, cmp, UINT64_MAX, 0),
+	STATE_ARRAY(struct hpet_state, base),
+	STATE_ARRAY(struct hpet_state, unpaired),
 	STATE_ARRAY(struct hpet_state, armed),
 	STATE_ARRAY(struct hpet_state, due),
 };
@@ -304,22 +316,51 @@ static void timer_config_write(struct hpet_timer *timer, uint64_t value, uint64_
 	hpet_update_lines(timer->hpet);
 }
 
+/* Like timer_arm(), with a match that is due already if the counter has just gone by. */
+static void timer_arm_late(struct hpet_timer *timer, uint64_t tick)
+{
+	struct hpet_state *s = &timer->hpet->state;
+	unsigned n = timer->n;
+	uint64_t gone = (hpet_counter(s, tick) - s->cmp[n]) & timer_mask(s, n);
+
+	timer_arm(timer, tick);
+	if (!(s->config & CONFIG_ENABLE) || !(s->conf[n] & TN_ENABLE) || gone >= MISSED_MAX ||
+	    gone > tick)
+		return;
+	s->armed[n] = true;
+	s->due[n] = tick - gone;
+	timer_wake_at(timer, s->due[n]);
+}
+
 /* Section 2.3.9.2.2: in periodic mode what is written is the period, and the accumulator too if VAL_SET
- * asked for that just before. */
+ * asked for that just before. Most guests do that, and then write the period alone. */
 static void comparator_write(struct hpet_timer *timer, uint64_t value, uint64_t written,
 			     uint64_t tick)
 {
 	struct hpet_state *s = &timer->hpet->state;
 	unsigned n = timer->n;
-	bool periodic = s->conf[n] & TN_PERIODIC;
+	bool periodic = s->conf[n] & TN_PERIODIC, whole = !periodic || s->val_set[n];
+	uint64_t before, period, gone;
 
 	timer_skip(s, n, tick);
+	before = timer_period(s, n);
 	if (periodic)
 		s->period[n] = (s->period[n] & ~written) | (value & written);
-	if (!periodic || s->val_set[n])
+	period = timer_period(s, n);
+	if (whole) {
 		s->cmp[n] = (s->cmp[n] & ~written) | (value & written);
+		s->base[n] = s->cmp[n];
+	} else if (s->unpaired[n] && period && s->cmp[n] == s->base[n] + before) {
+		/* The match at `base` was given, and took the accumulator for the period. */
+		gone = (hpet_counter(s, tick) - s->base[n]) & timer_mask(s, n);
+		s->cmp[n] = s->base[n] + (gone / period + 1) * period;
+	}
+	s->unpaired[n] = periodic && s->val_set[n];
 	s->val_set[n] = false;
-	timer_arm(timer, tick);
+	if (whole)
+		timer_arm_late(timer, tick);
+	else
+		timer_arm(timer, tick);
 }
 
 static uint64_t reg_read(const struct hpet_state *s, uint64_t reg, uint64_t tick)

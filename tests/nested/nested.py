@@ -2,14 +2,18 @@
 """Real KVM anywhere: Debian's kernel in QEMU's TCG, whose `-cpu max` emulates AMD SVM with nested paging, runs skep
 on its /dev/kvm. All tiny guests run there, and a Linux guest to its init. Prints TAP, one line a guest.
 
-  nested.py --skep PROGRAM --dir GUEST_IMAGES --probe PROGRAM --cache DIRECTORY [--only NAME ...]
+  nested.py --skep PROGRAM --dir GUEST_IMAGES --probe PROGRAM --cache DIRECTORY [--only NAME ...] [--repeat N]
+
+--repeat runs each guest N times in one nest, to find those that fail now and then.
 
 The kernel comes from Debian's linux-image-amd64 and the user space from busybox-static: downloaded once into the cache
-(apt-get download; nothing is installed); SKEP_TEST_CACHE names another one, for several builds. The nest has no python: its init is a shell script made here, which reports on
-the second serial port, and what it reports is judged here by the table of tests/guests/guests.py.
+(apt-get download; nothing is installed); SKEP_TEST_CACHE names another one, for several builds. The nest has no
+python: its init is a shell script made here, which reports on the second serial port, and what it reports is judged
+here by the table of tests/guests/guests.py.
 """
 
 import argparse
+import copy
 import os
 import pathlib
 import re
@@ -290,6 +294,12 @@ class Report:
         self.name = None
 
 
+def repetition(case, i):
+    case = copy.copy(case)
+    case.name += f'.{i + 1}'
+    return case
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument('--skep', required=True)
@@ -297,6 +307,7 @@ def main():
     parser.add_argument('--probe', required=True)
     parser.add_argument('--cache', required=True, type=pathlib.Path)
     parser.add_argument('--only', nargs='*')
+    parser.add_argument('--repeat', type=int, default=1)
     args = parser.parse_args()
     # Build directories can share what was downloaded.
     args.cache = pathlib.Path(os.environ.get('SKEP_TEST_CACHE', args.cache)).resolve()
@@ -304,6 +315,8 @@ def main():
     work.mkdir(parents=True)
 
     cases = [case for case in guests.GUESTS if not args.only or case.name in args.only]
+    if args.repeat > 1:
+        cases = [repetition(case, i) for i in range(args.repeat) for case in cases]
     with_linux = not args.only or 'linux' in args.only
     try:
         vmlinuz, modules = kernel(args.cache)
@@ -316,7 +329,7 @@ def main():
     nest = subprocess.Popen([*QEMU, '-kernel', vmlinuz, '-initrd', image, '-append', 'console=ttyS0 quiet panic=-1',
                              '-serial', f'file:{console}', '-serial', 'stdio'],
                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-    watchdog = subprocess.Popen(['sleep', str(NEST_TIMEOUT)])
+    watchdog = subprocess.Popen(['sleep', str(NEST_TIMEOUT * args.repeat)])
     try:
         os.set_blocking(nest.stdout.fileno(), False)
         pending = b''

@@ -135,7 +135,8 @@ static void test_one_shot(void **state)
 	assert_int_equal(rd(b, CMP(2)), 10 * TICKS_PER_MS);
 	ms(b, 1000000);
 	assert_int_equal(rises(b, 22), 1);
-	wr(b, CMP(2), rd(b, COUNTER) - 1); /* gone by: not before the counter wraps */
+	wr(b, CMP(2),
+	   rd(b, COUNTER) - 1500 * TICKS_PER_MS); /* gone by: not before the counter wraps */
 	ms(b, 1000);
 	assert_int_equal(rises(b, 22), 1);
 	wr(b, CMP(2), rd(b, COUNTER) + 100);
@@ -195,6 +196,68 @@ static void test_periodic(void **state)
 	assert_int_equal(rises(b, 21), 7);
 	fixture_advance(b->f, 100);
 	assert_int_equal(rises(b, 21), 8);
+}
+
+/* A guest's CPU can lose the host's between the read of the counter and the writes that follow. */
+static void test_slow_guest(void **state)
+{
+	struct board *b = *state;
+
+	ms(b, 50);
+	wr(b, CONFIG, 1);
+	ms(b, 50);
+	wr(b, TN(2), ENABLE | ROUTE(22));
+	wr(b, CMP(2), rd(b, COUNTER) - 7 * TICKS_PER_MS);
+	ms(b, 0);
+	assert_int_equal(rises(b, 22), 1);
+	wr(b, TN(2), ENABLE | ROUTE(22)); /* that comparator has had its match */
+	ms(b, 1000);
+	assert_int_equal(rises(b, 22), 1);
+	wr(b, TN(2), ROUTE(22));
+	wr(b, CMP(2), rd(b, COUNTER) - 7 * TICKS_PER_MS);
+	wr(b, TN(2), ENABLE | ROUTE(22)); /* it was not enabled then */
+	ms(b, 1000);
+	assert_int_equal(rises(b, 22), 1);
+	wr(b, TN(1), ENABLE | MODE32 | ROUTE(21));
+	wr32(b, CMP(1), (uint32_t)rd(b, COUNTER) - 7 * TICKS_PER_MS);
+	fixture_advance(b->f, (1ull << 32) * 100 - 7 * NS_PER_MS - 100);
+	assert_int_equal(rises(b, 21), 1);
+	fixture_advance(b->f, 100);
+	assert_int_equal(rises(b, 21), 2);
+
+	/* The accumulator's match comes, and goes by for long, before the period is written. */
+	fixture_forget(b->f);
+	wr(b, TN(0), ENABLE | PERIODIC | VAL_SET | ROUTE(20));
+	wr(b, CMP(0), rd(b, COUNTER) + 3 * TICKS_PER_MS);
+	ms(b, 2);
+	fixture_save_restore(b->f);
+	ms(b, 10);
+	assert_int_equal(rises(b, 20), 1);
+	wr(b, CMP(0), 3 * TICKS_PER_MS);
+	ms(b, 90);
+	assert_int_equal(rises(b, 20), 31);
+	/* Another period later on leaves the match that comes next where it is. */
+	wr(b, CMP(0), 50 * TICKS_PER_MS);
+	fixture_forget(b->f);
+	ms(b, 4);
+	assert_int_equal(rises(b, 20), 1);
+	ms(b, 40);
+	assert_int_equal(rises(b, 20), 1);
+	/* Even the accumulator came late. */
+	fixture_forget(b->f);
+	wr(b, TN(0), ENABLE | PERIODIC | VAL_SET | ROUTE(20));
+	wr(b, CMP(0), rd(b, COUNTER) - 3 * TICKS_PER_MS);
+	wr(b, CMP(0), 3 * TICKS_PER_MS);
+	ms(b, 30);
+	assert_in_range(rises(b, 20), 10, 11);
+	/* A single write set both; the period changes later. */
+	fixture_forget(b->f);
+	wr(b, TN(0), ENABLE | PERIODIC | VAL_SET | ROUTE(20));
+	wr(b, CMP(0), rd(b, COUNTER) + TICKS_PER_MS);
+	ms(b, 30000);
+	wr(b, CMP(0), TICKS_PER_MS);
+	ms(b, 30);
+	assert_in_range(rises(b, 20), 30, 40);
 }
 
 static void test_level(void **state)
@@ -346,11 +409,12 @@ static void test_hostile(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		TEST(test_registers),	       TEST(test_counter),
-		TEST(test_one_shot),	       TEST(test_32_bit),
-		TEST(test_periodic),	       TEST(test_level),
-		TEST(test_legacy_replacement), TEST(test_late_loop),
-		TEST(test_save_restore),       TEST(test_hostile),
+		TEST(test_registers), TEST(test_counter),
+		TEST(test_one_shot),  TEST(test_32_bit),
+		TEST(test_periodic),  TEST(test_slow_guest),
+		TEST(test_level),     TEST(test_legacy_replacement),
+		TEST(test_late_loop), TEST(test_save_restore),
+		TEST(test_hostile),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
