@@ -97,9 +97,9 @@ static int set_state(struct vcpu *vcpu, struct x86_state *state, struct error *e
 
 static void reset_state(struct vcpu *vcpu, struct x86_state *state)
 {
-	x86_state_reset(state, vcpu->index, vcpu->index == 0);
+	x86_state_reset(state, vcpu->apic_id, vcpu->index == 0);
 	if (vcpu->vm->x2apic)
-		x86_state_set_x2apic(state, vcpu->index);
+		x86_state_set_x2apic(state, vcpu->apic_id);
 }
 
 int pc_boot(struct pc *pc, struct error *err)

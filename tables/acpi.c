@@ -188,8 +188,8 @@ static size_t put_madt(struct image *image, struct vm *vm)
 		image_u8(image, 0);
 		image_u8(image, 8);
 		image_u8(image, (uint8_t)i); /* the _UID in the DSDT */
-		image_u8(image, (uint8_t)i); /* APIC id */
-		image_u32(image, 1);	     /* enabled */
+		image_u8(image, (uint8_t)topology_apic_id(&vm->topology, i));
+		image_u32(image, 1); /* enabled */
 	}
 	image_u8(image, 1);
 	image_u8(image, 12);

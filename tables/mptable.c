@@ -58,7 +58,7 @@ static unsigned put_processors(struct image *image, struct vm *vm)
 		const struct cpuid_leaf *leaf = cpuid_find(&vm->cpuid, 1, 0);
 
 		image_u8(image, ENTRY_PROCESSOR);
-		image_u8(image, (uint8_t)i);
+		image_u8(image, (uint8_t)topology_apic_id(&vm->topology, i));
 		image_u8(image, LAPIC_VERSION);
 		image_u8(image, i == 0 ? 0x3 : 0x1); /* enabled, bootstrap */
 		image_u32(image, leaf ? leaf->regs.eax & 0xfff : 0);

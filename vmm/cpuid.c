@@ -145,6 +145,15 @@ static unsigned id_bits(unsigned n)
 	return bits;
 }
 
+unsigned topology_apic_id(const struct topology *topology, unsigned index)
+{
+	unsigned thread = index % topology->threads;
+	unsigned core = index / topology->threads % topology->cores;
+	unsigned package = index / topology->threads / topology->cores;
+
+	return (package << id_bits(topology->cores) | core) << id_bits(topology->threads) | thread;
+}
+
 static void pass_bits(struct cpuid_table *model, const struct cpuid_table *supported)
 {
 	for (size_t i = 0; i < sizeof(passes) / sizeof(passes[0]); i++) {

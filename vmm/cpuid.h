@@ -35,6 +35,11 @@ struct topology {
 	unsigned cpus, sockets, cores, threads; /* cpus = sockets * cores * threads */
 };
 
+/* The APIC id of vCPU `index`: threads count first, then cores, then packages, and each has as many bits of its
+ * own as its number needs (SDM vol. 3, "Hierarchical Mapping of Shared Resources"). So ids have gaps where
+ * cores or threads are no power of two. Below 128 with 64 vCPUs. */
+unsigned topology_apic_id(const struct topology *topology, unsigned index);
+
 /* XCR0 components that a guest can be shown: x87, SSE, AVX, AVX-512, PKRU. */
 #define CPUID_XCR0_MAX 0x2e7ull
 

@@ -178,9 +178,9 @@ static int vcpu_start(struct vcpu *vcpu, struct error *err)
 	state = aligned_alloc(64, sizeof(*state));
 	if (!state)
 		return error_set(err, ENOMEM, "out of memory");
-	x86_state_reset(state, vcpu->index, vcpu->index == 0);
+	x86_state_reset(state, vcpu->apic_id, vcpu->index == 0);
 	if (vcpu->vm->x2apic)
-		x86_state_set_x2apic(state, vcpu->index);
+		x86_state_set_x2apic(state, vcpu->apic_id);
 	r = vcpu_set_state(vcpu, state);
 	free(state);
 	if (r)
@@ -467,6 +467,7 @@ int vm_create(struct vm **out, const struct vm_options *options, struct error *e
 	for (unsigned i = 0; i < topology->cpus; i++) {
 		vm->vcpu[i].vm = vm;
 		vm->vcpu[i].index = i;
+		vm->vcpu[i].apic_id = topology_apic_id(topology, i);
 		atomic_init(&vm->vcpu[i].sipi, -1);
 	}
 	pthread_mutex_init(&vm->priv->lock, NULL);

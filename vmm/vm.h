@@ -48,7 +48,8 @@ enum vm_end {
 
 struct vcpu {
 	struct vm *vm;
-	unsigned index; /* also the APIC id */
+	unsigned index;
+	unsigned apic_id; /* topology_apic_id() */
 	pthread_t thread;
 	void *engine_data;
 	struct vm_exit exit;

@@ -110,7 +110,7 @@ void kvm_ioapic_route(struct vm *vm, unsigned pin, const struct msi *msi, bool l
 /* KVM_NMI would wait for the vCPU to leave the guest; an MSI in NMI mode does not. */
 void kvm_nmi_send(struct vcpu *vcpu)
 {
-	const struct msi msi = {.addr = MSI_ADDR | vcpu->index << 12, .data = MSI_DATA_NMI};
+	const struct msi msi = {.addr = MSI_ADDR | vcpu->apic_id << 12, .data = MSI_DATA_NMI};
 
 	kvm_msi_send(vcpu->vm, &msi);
 }

@@ -40,7 +40,7 @@ static int set_cpuid(struct vcpu *vcpu, struct error *err)
 		return error_set(err, ENOMEM, "out of memory");
 	for (unsigned i = 0; i < model->n; i++) {
 		const struct cpuid_leaf *leaf = &model->leaf[i];
-		struct cpuid_regs regs = cpuid_for_vcpu(leaf, &vcpu->vm->topology, vcpu->index);
+		struct cpuid_regs regs = cpuid_for_vcpu(leaf, &vcpu->vm->topology, vcpu->apic_id);
 
 		buffer->entries[i] = (struct kvm_cpuid_entry2){
 			.function = leaf->leaf,
@@ -71,7 +71,8 @@ static int vcpu_open(struct vcpu *vcpu, struct kvm_vcpu *kv, struct error *err)
 	struct kvm_enable_cap enforce = {.cap = KVM_CAP_ENFORCE_PV_FEATURE_CPUID, .args = {1}};
 	void *run;
 
-	kv->fd = kvm_ioctl_value(kvm->fd, KVM_CREATE_VCPU, vcpu->index);
+	/* KVM takes its number for the APIC id. */
+	kv->fd = kvm_ioctl_value(kvm->fd, KVM_CREATE_VCPU, vcpu->apic_id);
 	if (kv->fd < 0)
 		return error_set(err, -kv->fd, "KVM cannot make vCPU %u: %s", vcpu->index,
 				 strerror(-kv->fd));

@@ -93,6 +93,7 @@ GUESTS = [
     Guest('pci'),
     Guest('timers'),
     Guest('smp_start', '-c', '4'),
+    Guest('topology', '-c', 'cpus=6,sockets=2,cores=3'),
     Guest('ipi', '-c', '4'),
     Guest('ipi_x2apic', '-c', '4', '-x'),
     # ways to end

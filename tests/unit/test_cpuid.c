@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include "vmm/cpuid.h"
+#include "vmm/engine.h"
 #include "vmm/x86.h"
 
 #define ALL 0xffffffffu
@@ -118,6 +119,28 @@ static void test_x2apic_bit(void **state)
 	assert_true(run(&model, 1, 0).ecx & 1u << 21);
 	model_make(&model, false, false, 1, 1, 1);
 	assert_false(run(&model, 1, 0).ecx & 1u << 21);
+}
+
+static void test_apic_ids(void **state)
+{
+	const struct topology even = {16, 2, 4, 2}, odd = {30, 2, 5, 3};
+
+	(void)state;
+	for (unsigned i = 0; i < even.cpus; i++)
+		assert_int_equal(topology_apic_id(&even, i), i);
+	assert_int_equal(topology_apic_id(&odd, 2), 2);
+	assert_int_equal(topology_apic_id(&odd, 3), 4);
+	assert_int_equal(topology_apic_id(&odd, 14), 4 << 2 | 2);
+	assert_int_equal(topology_apic_id(&odd, 15), 1 << 5);
+	assert_int_equal(topology_apic_id(&odd, 29), 1 << 5 | 4 << 2 | 2);
+	for (unsigned cores = 1; cores <= VCPUS_MAX; cores++) {
+		for (unsigned threads = 1; cores * threads <= VCPUS_MAX; threads++) {
+			unsigned sockets = VCPUS_MAX / (cores * threads);
+			struct topology t = {sockets * cores * threads, sockets, cores, threads};
+
+			assert_in_range(topology_apic_id(&t, t.cpus - 1), t.cpus - 1, 127);
+		}
+	}
 }
 
 static void test_topology_intel(void **state)
@@ -231,13 +254,10 @@ static void test_beyond_the_end(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_hidden),
-		cmocka_unit_test(test_hypervisor),
-		cmocka_unit_test(test_x2apic_bit),
-		cmocka_unit_test(test_topology_intel),
-		cmocka_unit_test(test_topology_amd),
-		cmocka_unit_test(test_xsave),
-		cmocka_unit_test(test_bits_that_follow_cr4),
+		cmocka_unit_test(test_hidden),	       cmocka_unit_test(test_hypervisor),
+		cmocka_unit_test(test_x2apic_bit),     cmocka_unit_test(test_apic_ids),
+		cmocka_unit_test(test_topology_intel), cmocka_unit_test(test_topology_amd),
+		cmocka_unit_test(test_xsave),	       cmocka_unit_test(test_bits_that_follow_cr4),
 		cmocka_unit_test(test_beyond_the_end),
 	};
 

@@ -78,6 +78,7 @@ static unsigned mp_entries(struct tables_machine *m, uint8_t type, unsigned n, c
 static void mp_table(void **state)
 {
 	struct tables_machine *m = machine(1, 1, 1, 128 << 20);
+	const uint8_t *cpu = NULL;
 
 	(void)state;
 	for (unsigned cpus = 1; cpus <= VCPUS_MAX; cpus++) {
@@ -100,6 +101,10 @@ static void mp_table(void **state)
 		assert_int_equal(mp_entries(m, 4, 1, &entry), 2);
 		assert_memory_equal(entry, ((uint8_t[]){4, 1, 0, 0, 1, 0, 0xff, 1}), 8); /* NMI */
 	}
+	m->vm->topology = (struct topology){6, 2, 3, 1}; /* two bits for three cores: no id 3 */
+	compose(m);
+	mp_entries(m, 0, 3, &cpu);
+	assert_int_equal(cpu[1], 4);
 	tables_machine_destroy(m);
 }
 
@@ -416,6 +421,10 @@ static void acpi_madt(void **state)
 		assert_memory_equal(madt + at, ((uint8_t[]){4, 6, 0xff, 0, 0, 1}), 6);
 		assert_int_equal(at + 6, len);
 	}
+	m->vm->topology =
+		(struct topology){6, 2, 3, 1}; /* a gap in the APIC ids, none in the _UIDs */
+	compose(m);
+	assert_memory_equal(acpi_find(m, "APIC") + 44 + 3 * 8, ((uint8_t[]){0, 8, 3, 4, 1}), 5);
 	tables_machine_destroy(m);
 }
 
