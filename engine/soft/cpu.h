@@ -202,7 +202,7 @@ struct soft_cpu {
 	bool shadow_sti, shadow_mov_ss;
 	bool nmi_masked;
 	uint64_t tsc_offset; /* guest TSC = soft_now() + this: time.h */
-	uint32_t index;	     /* of the vCPU */
+	uint32_t apic_id;
 	uint32_t xsave_size; /* bytes of xsave[] that the CPU model's components take */
 	bool nmi_pending;
 	bool fault_pending; /* cpu->fault is to be delivered before the next instruction */

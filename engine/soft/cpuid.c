@@ -5,7 +5,7 @@ HELPER(do_cpuid)
 {
 	struct vm *vm = cpu->svm->vm;
 	struct cpuid_regs r =
-		cpuid_execute(&vm->cpuid, &vm->topology, cpu->index, (uint32_t)cpu->gpr[X86_RAX],
+		cpuid_execute(&vm->cpuid, &vm->topology, cpu->apic_id, (uint32_t)cpu->gpr[X86_RAX],
 			      (uint32_t)cpu->gpr[X86_RCX], cpu->cr4, cpu->xcr0, cpu->msr.xss);
 
 	cpu->gpr[X86_RAX] = r.eax;

@@ -145,7 +145,7 @@ static bool matches(const struct soft_lapic *l, const struct message *m)
 	if (m->dest == DEST_ALL)
 		return true;
 	if (!m->logical)
-		return m->dest == l->cpu->index;
+		return m->dest == l->cpu->apic_id;
 	if (atomic_load(&l->mode) == LAPIC_X2APIC)
 		return m->dest >> 16 == ldr >> 16 && (m->dest & ldr & 0xffff);
 	if (m->dest > 0xff)
@@ -503,13 +503,13 @@ uint64_t lapic_timer_run(struct soft_lapic *l)
 
 static uint32_t id_value(const struct soft_lapic *l)
 {
-	return atomic_load(&l->mode) == LAPIC_X2APIC ? l->cpu->index : l->cpu->index << 24;
+	return atomic_load(&l->mode) == LAPIC_X2APIC ? l->cpu->apic_id : l->cpu->apic_id << 24;
 }
 
 /* SDM vol. 3, 11.12.10.2. */
 static uint32_t x2apic_ldr(const struct soft_lapic *l)
 {
-	return l->cpu->index >> 4 << 16 | 1u << (l->cpu->index & 15);
+	return l->cpu->apic_id >> 4 << 16 | 1u << (l->cpu->apic_id & 15);
 }
 
 /* False: there is no such register, or it cannot be read. */

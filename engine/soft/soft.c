@@ -261,7 +261,7 @@ static int soft_vcpu_create(struct vcpu *vcpu, struct error *err)
 	vcpu->engine_data = cpu;
 	cpu->svm = svm;
 	cpu->vcpu = vcpu;
-	cpu->index = vcpu->index;
+	cpu->apic_id = vcpu->apic_id;
 	cpu->exit = &vcpu->exit;
 	atomic_store(&cpu->run_ok, 1);
 	if (vcpu->index == 0) {

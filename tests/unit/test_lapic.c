@@ -132,7 +132,7 @@ static int setup(void **state)
 
 		memset(cpu, 0, sizeof(*cpu));
 		cpu->svm = &b->svm;
-		cpu->index = i;
+		cpu->apic_id = i;
 		assert_int_equal(soft_tlb_init(cpu), 0);
 		assert_int_equal(lapic_create(cpu), 0);
 		b->cpu[i] = b->svm.cpu[i] = cpu;
