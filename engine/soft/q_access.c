@@ -134,7 +134,15 @@ int soft_load(struct soft_cpu *cpu, uint64_t linear, void *out, unsigned size, u
 {
 	struct pieces p;
 	uint8_t *to = out;
-	int next = pieces_find(cpu, linear, size, access | ACCESS_READ, &p);
+	int next;
+	const void *direct = soft_direct(cpu, linear, size, access | ACCESS_READ, &next);
+
+	if (direct) {
+		copy_bytes(to, direct, size);
+		return 0;
+	}
+	if (!next)
+		next = pieces_find(cpu, linear, size, access | ACCESS_READ, &p);
 
 	for (unsigned i = 0; !next && i < p.n; i++) {
 		bool writable;
@@ -170,7 +178,15 @@ int soft_store(struct soft_cpu *cpu, uint64_t linear, const void *in, unsigned s
 {
 	struct pieces p;
 	const uint8_t *from = in;
-	int next = pieces_find(cpu, linear, size, access | ACCESS_WRITE, &p);
+	int next;
+	void *direct = soft_direct(cpu, linear, size, access | ACCESS_WRITE, &next);
+
+	if (direct) {
+		copy_bytes(direct, from, size);
+		return 0;
+	}
+	if (!next)
+		next = pieces_find(cpu, linear, size, access | ACCESS_WRITE, &p);
 
 	for (unsigned i = 0; !next && i < p.n; i++) {
 		bool writable;

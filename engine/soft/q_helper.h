@@ -155,7 +155,7 @@ int segment_load(struct soft_cpu *cpu, enum x86_segreg seg, uint64_t offset, uns
 int segment_store(struct soft_cpu *cpu, enum x86_segreg seg, uint64_t offset, unsigned size,
 		  uint64_t value);
 
-/* The end of an instruction that an exit interrupted; for cpu->complete. */
+/* The end of an instruction that an exit interrupted, for cpu->complete: NEXT_LEAVE, or the single-step trap. */
 enum soft_next complete_at(struct soft_cpu *cpu, uint64_t rip);
 
 /* Descriptor tables, TSS: supervisor accesses whatever the CPL; any length, any number of pages. */

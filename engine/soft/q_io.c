@@ -50,10 +50,7 @@ static enum soft_next io_exit(struct soft_cpu *cpu, uint16_t port, unsigned size
 /* The instruction is over. */
 static enum soft_next io_done(struct soft_cpu *cpu)
 {
-	cpu->rip = cpu->complete_arg[ARG_RIP];
-	cpu->shadow_sti = cpu->shadow_mov_ss = false;
-	soft_replay_clear(cpu);
-	return NEXT_LEAVE;
+	return complete_at(cpu, cpu->complete_arg[ARG_RIP]);
 }
 
 static uint64_t io_value(const uint8_t *bytes, unsigned size)
@@ -129,7 +126,7 @@ static enum soft_next io_string_moved(struct soft_cpu *cpu, enum x86_gpr pointer
 
 		gpr_set(cpu, X86_RCX, addr, left);
 		if (left)
-			return NEXT_LEAVE;
+			return complete_at(cpu, cpu->rip);
 	}
 	return io_done(cpu);
 }

@@ -80,16 +80,26 @@ static int string_side(struct string *s, enum x86_segreg seg, unsigned reg, unsi
 	return 0;
 }
 
-/* Between elements: somebody wants the vCPU. */
+/* Between elements: somebody wants the vCPU, or it is single-stepped: a step is an element (SDM vol. 3, 18.3.1.4). */
 static bool string_interrupted(const struct string *s)
 {
-	return s->count && !atomic_load_explicit(&s->cpu->run_ok, memory_order_relaxed);
+	return s->count && ((s->cpu->mode & MODE_STEP) ||
+			    !atomic_load_explicit(&s->cpu->run_ok, memory_order_relaxed));
+}
+
+/* Are runs of elements done at once? */
+static bool string_runs(const struct string *s)
+{
+	return s->rep && !(s->cpu->mode & (MODE_STEP | MODE_AC));
 }
 
 static enum soft_next string_end(struct string *s, uint64_t epoch)
 {
-	if (s->count && s->rep)
-		return NEXT_LEAVE; /* again, from where the registers are */
+	if (s->count && s->rep) {
+		/* Again, from where the registers are. */
+		s->cpu->shadow_sti = s->cpu->shadow_mov_ss = false;
+		return NEXT_LEAVE;
+	}
 	return done_since(s->cpu, s->insn, epoch);
 }
 
@@ -183,7 +193,7 @@ static enum soft_next string_movs(struct soft_cpu *cpu, const struct insn *insn,
 
 	string_begin(&s, cpu, insn, size);
 	while (s.count) {
-		next = s.rep ? move_some(&s) : move_one(&s);
+		next = string_runs(&s) ? move_some(&s) : move_one(&s);
 		if (next)
 			return next;
 		if (string_interrupted(&s))
@@ -230,7 +240,7 @@ static enum soft_next string_stos(struct soft_cpu *cpu, const struct insn *insn,
 
 	string_begin(&s, cpu, insn, size);
 	while (s.count) {
-		next = s.rep ? store_some(&s, value) : store_one(&s, value);
+		next = string_runs(&s) ? store_some(&s, value) : store_one(&s, value);
 		if (next)
 			return next;
 		if (string_interrupted(&s))

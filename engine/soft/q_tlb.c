@@ -19,6 +19,7 @@
 #define PF_I 16u
 
 #define PAGE_LOW 0xfffull
+#define LARGE_PAGE (4ull << 20) /* the greatest but for those of 1 GiB */
 
 uint8_t *guest_ptr(struct soft_vm *svm, uint64_t gpa, uint64_t len, bool *writable)
 {
@@ -292,11 +293,20 @@ static struct soft_slot *slot_now(struct soft_cpu *cpu)
 	return &cpu->slots->slot[cpu->slots->current];
 }
 
-static void tlb_put(struct soft_cpu *cpu, uint64_t linear, uint8_t *hva, bool write,
-		    uint64_t page_size)
+/* Which table of the slot an access looks at. */
+static enum tlb_kind kind_for(const struct soft_cpu *cpu, unsigned access)
+{
+	if (cpu->cpl == 3 && !(access & ACCESS_SYSTEM))
+		return TLB_USER;
+	if (!(cpu->cr4 & X86_CR4_SMAP))
+		return TLB_SUPER_AC;
+	return (cpu->sysflags & X86_FL_AC) && !(access & ACCESS_SYSTEM) ? TLB_SUPER_AC : TLB_SUPER;
+}
+
+static void tlb_put(struct soft_cpu *cpu, enum tlb_kind kind, uint64_t linear, uint8_t *hva,
+		    bool write, uint64_t page_size)
 {
 	struct soft_slot *slot = slot_now(cpu);
-	enum tlb_kind kind = cpu->slots->kind;
 	struct soft_tlb *tlb = slot->tlb[kind];
 	uint64_t page = linear & ~PAGE_LOW;
 	unsigned i = page >> 12 & (TLB_ENTRIES - 1);
@@ -356,25 +366,31 @@ uint64_t soft_mem_fast(struct soft_cpu *cpu, uint64_t linear, uint32_t desc)
 		return SOFT_MEM_FULL;
 	if (access == ACCESS_WRITE && (!writable || !page_write_direct(cpu->svm, gpa)))
 		return SOFT_MEM_FULL;
-	tlb_put(cpu, linear, hva, access == ACCESS_WRITE, page_size);
+	tlb_put(cpu, cpu->slots->kind, linear, hva, access == ACCESS_WRITE, page_size);
 	return (uint64_t)(uintptr_t)hva - linear;
 }
 
 void *soft_direct(struct soft_cpu *cpu, uint64_t linear, uint64_t len, unsigned access, int *next)
 {
-	uint64_t gpa;
-	bool writable;
+	enum tlb_kind kind = kind_for(cpu, access);
+	const struct soft_tlb *tlb = slot_now(cpu)->tlb[kind];
+	unsigned i = linear >> 12 & (TLB_ENTRIES - 1);
+	bool write = access & ACCESS_WRITE, writable;
+	uint64_t gpa, page_size;
 	uint8_t *hva;
 
 	*next = NEXT_GO;
+	if ((linear + len - 1 + (write ? tlb->wtag[i] : tlb->rtag[i])) >> 12 == 0)
+		return (uint8_t *)(uintptr_t)(linear + tlb->addend[i]);
 	if ((linear & PAGE_LOW) + len > 4096)
 		return NULL;
-	*next = soft_translate_va(cpu, linear, access, &gpa, NULL);
+	*next = soft_translate_va(cpu, linear, access, &gpa, &page_size);
 	if (*next)
 		return NULL;
 	hva = cpu_ptr(cpu, gpa, len, &writable);
-	if (!hva || ((access & ACCESS_WRITE) && (!writable || !page_write_direct(cpu->svm, gpa))))
+	if (!hva || (write && (!writable || !page_write_direct(cpu->svm, gpa))))
 		return NULL;
+	tlb_put(cpu, kind, linear, hva, write, page_size);
 	return hva;
 }
 
@@ -469,6 +485,27 @@ static void slot_drop_page(struct soft_slot *slot, uint64_t page)
 	}
 }
 
+/* 4 MiB are 16 groups of entries; most have nothing in them. */
+static void slot_drop_large(struct soft_slot *slot, uint64_t first)
+{
+	unsigned from = first >> 12 & (TLB_ENTRIES - 1);
+
+	for (unsigned kind = 0; kind < TLB_KINDS; kind++) {
+		struct soft_tlb *tlb = slot->tlb[kind];
+
+		for (unsigned i = from; i < from + LARGE_PAGE / 4096; i++) {
+			if (!(slot->touched[kind] >> (i / 64) & 1))
+				i |= 63;
+			else if ((-tlb->rtag[i] & ~(LARGE_PAGE - 1)) == first)
+				tlb->rtag[i] = tlb->wtag[i] = TLB_EMPTY(i);
+		}
+	}
+	for (unsigned i = 0; i < FETCH_ENTRIES; i++)
+		for (unsigned user = 0; user < 2; user++)
+			if ((slot->fetch[user][i].va & ~(LARGE_PAGE - 1)) == first)
+				slot->fetch[user][i].va = 0;
+}
+
 static void slot_flush_page(struct soft_slot *slot, uint64_t linear)
 {
 	uint64_t page = linear & ~PAGE_LOW;
@@ -481,10 +518,7 @@ static void slot_flush_page(struct soft_slot *slot, uint64_t linear)
 	}
 	if (slot->large2m) {
 		/* The page may be part of a 2 or 4 MiB one: its neighbours go too. */
-		uint64_t first = linear & ~((4ull << 20) - 1);
-
-		for (uint64_t p = first; p < first + (4ull << 20); p += 4096)
-			slot_drop_page(slot, p);
+		slot_drop_large(slot, linear & ~(LARGE_PAGE - 1));
 	} else {
 		slot_drop_page(slot, page);
 	}
@@ -588,12 +622,8 @@ void soft_tlb_select(struct soft_cpu *cpu)
 	struct soft_slot *slot = &slots->slot[slots->current];
 	uint32_t mode = cpu->mode & ~(MODE_STEP | MODE_SHADOW);
 	uint64_t cs_base = cpu->mode & (MODE_CODE64 | MODE_FLAT) ? 0 : cpu->seg[X86_CS].base;
-	enum tlb_kind kind = TLB_SUPER;
+	enum tlb_kind kind = kind_for(cpu, 0);
 
-	if (cpu->cpl == 3)
-		kind = TLB_USER;
-	else if ((cpu->sysflags & X86_FL_AC) || !(cpu->cr4 & X86_CR4_SMAP))
-		kind = TLB_SUPER_AC;
 	slots->kind = kind;
 	cpu->tlb = slot->tlb[kind];
 	if (slot->jmode[kind] != mode || slot->jcs_base[kind] != cs_base) {
