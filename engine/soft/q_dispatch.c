@@ -94,10 +94,10 @@ static void *dispatch(struct soft_cpu *cpu)
 	/* Something waits for a chance that this instruction may have given. */
 	if (cpu->event_waiting && ((cpu->sysflags & X86_FL_IF) || cpu->nmi_pending))
 		return NULL;
-	cpu->shadow_sti = cpu->shadow_mov_ss = false;
 	if (cpu->halted || !atomic_load(&cpu->run_ok) || cpu->stepping ||
 	    (cpu->mode & (MODE_STEP | MODE_SHADOW)))
 		return NULL;
+	cpu->shadow_sti = cpu->shadow_mov_ss = false;
 	if (!dispatch_linear(cpu, &linear) || soft_fetch_gpa(cpu, linear, &gpa))
 		return NULL;
 	block = dispatch_find(cpu, linear, gpa);

@@ -73,6 +73,7 @@ GUESTS = [
     Guest('hello_bhyve_line', '-AHP', '-c', '2', '-s', '0,hostbridge', '-s', '31,lpc', source='hello', status=POWEROFF),
     Guest('pvhinfo', '--append', 'one two=3 "four five"', *MODULES),
     Guest('except', needs=NATIVE),
+    Guest('system64', needs=NATIVE),
     Guest('pio'),
     Guest('mmio'),
     Guest('msr_strict'),
