@@ -166,7 +166,7 @@ class Control(cli.SkepTest):
         result = self.skep('-E', cli.Paths.engine, '--kernel', self.guest('hello.elf'), 'vm0',
                            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
         self.assertEqual((result.returncode, result.stdout), (REFUSED, ''))
-        self.assertIn('guest memory', result.stderr)
+        self.assertRegex(result.stderr, 'guest memory|code cache')
 
     def test_restart_on_reboot(self):
         vm = self.start('-l', 'com1,stdio', '-o', 'reboot=restart', '--kernel', self.guest('reset_cf9.elf'), 'vm0')
