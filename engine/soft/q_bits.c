@@ -44,12 +44,18 @@ static int bit_slow(struct soft_cpu *cpu, const struct insn *insn, uint64_t line
 		    enum bit_op op, uint64_t *old)
 {
 	bool alone = insn->lock && op != BIT_TEST;
-	uint64_t changed;
+	uint64_t changed, flushes = atomic_load(&cpu->svm->n_flushes);
 	int next;
 
 	*old = 0;
-	if (alone)
+	if (alone) {
 		exclusive_begin(cpu);
+		/* While we waited the code may have been thrown away, and `insn` with it. */
+		if (atomic_load(&cpu->svm->n_flushes) != flushes) {
+			exclusive_end(cpu);
+			return NEXT_LEAVE;
+		}
+	}
 	next = soft_load(cpu, linear, old, insn->opsize,
 			 op == BIT_TEST ? ACCESS_READ : ACCESS_READ | ACCESS_WRITE);
 	changed = bit_apply(*old, bit, op);

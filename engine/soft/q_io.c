@@ -15,19 +15,22 @@ static int io_allowed(struct soft_cpu *cpu, uint16_t port, unsigned size)
 {
 	uint16_t base = 0, bits = 0;
 	unsigned mask = ((1u << size) - 1) << (port & 7);
+	int next;
 
 	if (!protected_mode(cpu) || cpu->cpl <= iopl(cpu))
 		return 0;
 	if (cpu->tr.unusable || cpu->tr.limit < TSS_IOMAP + 1 ||
 	    !((cpu->tr.attr & SEG_ATTR_TYPE) == 9 || (cpu->tr.attr & SEG_ATTR_TYPE) == 11))
 		return raise_gp0(cpu);
-	if (system_load(cpu, cpu->tr.base + TSS_IOMAP, &base, 2))
-		return NEXT_FAULT;
+	next = system_load(cpu, cpu->tr.base + TSS_IOMAP, &base, 2);
+	if (next)
+		return next;
 	/* Two bytes are always read: the map ends in one of ones. */
 	if ((uint32_t)base + port / 8 + 1 > cpu->tr.limit)
 		return raise_gp0(cpu);
-	if (system_load(cpu, cpu->tr.base + base + port / 8, &bits, 2))
-		return NEXT_FAULT;
+	next = system_load(cpu, cpu->tr.base + base + port / 8, &bits, 2);
+	if (next)
+		return next;
 	return bits & mask ? raise_gp0(cpu) : 0;
 }
 
@@ -85,9 +88,10 @@ HELPER(do_in)
 {
 	unsigned size = io_size(insn);
 	uint16_t port = io_port(cpu, insn);
+	int next = io_allowed(cpu, port, size);
 
-	if (io_allowed(cpu, port, size))
-		return NEXT_FAULT;
+	if (next)
+		return next;
 	cpu->complete_arg[ARG_RIP] = next_rip(cpu, insn);
 	cpu->complete_arg[ARG_SHAPE] = SHAPE(size, 0, 0);
 	return io_exit(cpu, port, size, true, 1, in_complete);
@@ -97,9 +101,10 @@ HELPER(do_out)
 {
 	unsigned size = io_size(insn);
 	uint16_t port = io_port(cpu, insn);
+	int next = io_allowed(cpu, port, size);
 
-	if (io_allowed(cpu, port, size))
-		return NEXT_FAULT;
+	if (next)
+		return next;
 	for (unsigned i = 0; i < 4; i++)
 		cpu->io_data[i] = (uint8_t)(cpu->gpr[X86_RAX] >> 8 * i);
 	cpu->complete_arg[ARG_RIP] = next_rip(cpu, insn);

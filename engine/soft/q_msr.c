@@ -395,7 +395,11 @@ static enum answer msr_set(struct soft_cpu *cpu, uint32_t msr, uint64_t value)
 	case MSR_EFER:
 		return efer_write(cpu, value);
 	case MSR_APIC_BASE:
-		return lapic_write_base(cpu, value) ? MSR_DONE : MSR_FAULT;
+		if (!lapic_write_base(cpu, value))
+			return MSR_FAULT;
+		/* Its page may have been memory, or be so now. */
+		soft_tlb_flush_all(cpu, true);
+		return MSR_DONE;
 	case MSR_PAT:
 		if (!pat_types(value))
 			return MSR_FAULT;

@@ -101,7 +101,8 @@ HELPER(do_sysret)
 		return soft_raise(cpu, X86_UD);
 	if (cpu->cpl > 0)
 		return raise_gp0(cpu);
-	if (to64 && !is_canonical(rip))
+	/* Intel's CPUs look at RCX before they leave CPL 0, AMD's fault at CPL 3. */
+	if (to64 && !is_canonical(rip) && model_is_intel(cpu))
 		return raise_gp0(cpu);
 	cpu->rip = to64 ? rip : (uint32_t)rip;
 	if (long_mode(cpu)) {
@@ -201,7 +202,7 @@ HELPER(do_sti)
 
 HELPER(do_clac_stac)
 {
-	if (!model_bit(cpu, 7, CPUID_EBX, 20) || cpu->cpl > 0)
+	if (cpu->cpl > 0 || (!(cpu->cr4 & X86_CR4_SMAP) && !model_bit(cpu, 7, CPUID_EBX, 20)))
 		return soft_raise(cpu, X86_UD);
 	if (insn->op == ZYDIS_MNEMONIC_STAC)
 		cpu->sysflags |= X86_FL_AC;
