@@ -78,6 +78,8 @@ def main():
     guest = guests.find(args.guest)
     if args.engine == 'kvm':
         words = kvm_words(args.probe, args.dir)
+        if 'native' in words:
+            words = [*words, 'hardware']
         missing = [word for word in ('kvm', *guest.needs) if word not in words]
         if missing:
             print(f'SKIP: this host\'s KVM lacks: {", ".join(missing)}')

@@ -210,6 +210,7 @@ static int setup(void **state)
 	b->cpu = aligned_alloc(64, sizeof(*b->cpu));
 	memset(b->cpu, 0, sizeof(*b->cpu));
 	b->cpu->svm = &b->svm;
+	assert_int_equal(soft_tlb_init(b->cpu), 0);
 	__cpuid_count(0xd, 0, a, ebx, c, d);
 	b->cpu->xsave_mask = b->cpu->xcr0 = a & 0xe7;
 	b->cpu->xsave_size = c < 4096 ? c : 4096;
@@ -234,6 +235,7 @@ static int teardown(void **state)
 	memory_destroy(&b->f->vm.memory);
 	fixture_destroy(b->f);
 	free(b->area);
+	soft_tlb_fini(b->cpu);
 	free(b->cpu);
 	free(b);
 	return 0;
