@@ -41,6 +41,10 @@ mount -t devtmpfs dev /dev
 exec >/dev/ttyS1 2>&1 </dev/null
 stty raw
 for module in {modules}; do insmod /modules/$module.ko || echo "@note insmod $module failed"; done
+# For as long as the nest is: see hold() there.
+/probe_kvm --hold >/run/held &
+for i in $(seq 200); do [ ! -s /run/held ] || break; sleep 0.05; done
+[ -s /run/held ] || echo "@note no VM could be held"
 echo "@probe $(/probe_kvm | tr '\\n' ' ')"
 
 # run NAME STDIN BUTTON command...: the command's output and status; SIGTERM once BUTTON is a line of the output.
@@ -329,7 +333,8 @@ def main():
         return 1
     console = work / 'console.log'
     report = Report(cases, with_linux)
-    nest = subprocess.Popen([*QEMU, '-kernel', vmlinuz, '-initrd', image, '-append', 'console=ttyS0 quiet panic=-1',
+    nest = subprocess.Popen([*QEMU, '-kernel', vmlinuz, '-initrd', image, '-append', 'console=ttyS0 quiet panic=-1 '
+                             'tsc=reliable',
                              '-serial', f'file:{console}', '-serial', 'stdio'],
                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     watchdog = subprocess.Popen(['sleep', str(NEST_TIMEOUT * args.repeat)])
