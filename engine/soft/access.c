@@ -7,6 +7,7 @@
 #include "engine/soft/access.h"
 #include "engine/soft/cache.h"
 #include "engine/soft/decode.h"
+#include "engine/soft/fpu.h"
 #include "engine/soft/lapic.h"
 #include "engine/soft/tlb.h"
 #include "vmm/vm.h"
@@ -20,9 +21,6 @@ static uint64_t leave(struct soft_cpu *cpu, enum soft_next next)
 }
 
 /* ---- masked accesses ------------------------------------------------------------------------------------ */
-
-#define XSAVE_YMM_HIGH 576
-#define XSAVE_OPMASK 832
 
 /* The instruction at cpu->rip once more. */
 static bool insn_again(struct soft_cpu *cpu, struct insn *insn)
@@ -44,29 +42,60 @@ static bool insn_again(struct soft_cpu *cpu, struct insn *insn)
 	return !insn_decode(bytes, INSN_MAX, cpu->mode, insn);
 }
 
-/* One bit an element of the memory operand: those that the mask lets through. */
-static uint64_t active_elements(const struct soft_cpu *cpu, const struct insn *insn, unsigned n)
+/* Compressed stores and expanding loads have their elements side by side in memory. */
+static bool is_packed(const struct insn *insn)
 {
-	uint64_t mask = 0, all = n >= 64 ? ~0ull : (1ull << n) - 1;
-
-	if (insn->encoding == ENC_EVEX) {
-		memcpy(&mask, cpu->xsave + XSAVE_OPMASK + 8 * insn->mask_reg, 8);
-		if (insn->broadcast) {
-			unsigned lanes = insn->vector_bytes / insn->mem_element;
-
-			return mask & (lanes >= 64 ? ~0ull : (1ull << lanes) - 1) ? 1 : 0;
-		}
-		return mask & all;
+	switch (insn->op) {
+	case ZYDIS_MNEMONIC_VCOMPRESSPD:
+	case ZYDIS_MNEMONIC_VCOMPRESSPS:
+	case ZYDIS_MNEMONIC_VPCOMPRESSB:
+	case ZYDIS_MNEMONIC_VPCOMPRESSD:
+	case ZYDIS_MNEMONIC_VPCOMPRESSQ:
+	case ZYDIS_MNEMONIC_VPCOMPRESSW:
+	case ZYDIS_MNEMONIC_VEXPANDPD:
+	case ZYDIS_MNEMONIC_VEXPANDPS:
+	case ZYDIS_MNEMONIC_VPEXPANDB:
+	case ZYDIS_MNEMONIC_VPEXPANDD:
+	case ZYDIS_MNEMONIC_VPEXPANDQ:
+	case ZYDIS_MNEMONIC_VPEXPANDW:
+		return true;
+	default:
+		return false;
 	}
+}
+
+static uint64_t low_bits(unsigned n)
+{
+	return n >= 64 ? ~0ull : (1ull << n) - 1;
+}
+
+static uint64_t active_elements_evex(struct soft_cpu *cpu, const struct insn *insn, unsigned n)
+{
+	uint64_t mask = insn->mask_reg ? fpu_opmask_read(cpu, insn->mask_reg) : ~0ull, active = 0;
+	unsigned bytes = insn->reg_element > insn->mem_element ? insn->reg_element
+							       : insn->mem_element;
+	unsigned lanes = insn->broadcast ? insn->vector_bytes / bytes : n;
+
+	mask &= low_bits(lanes);
+	if (is_packed(insn))
+		return low_bits((unsigned)__builtin_popcountll(mask));
+	for (unsigned i = 0; i < lanes && i < 64; i++)
+		active |= (mask >> i & 1) << i % n;
+	return active;
+}
+
+/* One bit an element of the memory operand, which has n: those that the mask lets through. */
+static uint64_t active_elements(struct soft_cpu *cpu, const struct insn *insn, unsigned n)
+{
+	uint8_t reg[FPU_VECTOR_MAX];
+	uint64_t mask = 0;
+
+	if (insn->encoding == ENC_EVEX)
+		return active_elements_evex(cpu, insn, n);
 	/* VMASKMOV: the sign bits of the elements of register vvvv. */
-	for (unsigned i = 0; i < n; i++) {
-		unsigned at = (i + 1) * insn->mem_element - 1;
-		const uint8_t *reg =
-			at < 16 ? cpu->xsave + 160 + 16 * insn->vvvv + at
-				: cpu->xsave + XSAVE_YMM_HIGH + 16 * insn->vvvv + at - 16;
-
-		mask |= (uint64_t)(*reg >> 7) << i;
-	}
+	fpu_vector_read(cpu, insn->vvvv, reg);
+	for (unsigned i = 0; i < n && (i + 1) * insn->mem_element <= sizeof(reg); i++)
+		mask |= (uint64_t)(reg[(i + 1) * insn->mem_element - 1] >> 7) << i;
 	return mask;
 }
 
@@ -82,6 +111,8 @@ static bool masked_fault(struct soft_cpu *cpu, unsigned piece)
 	if (!insn_again(cpu, &insn) || !insn.mem_element)
 		return true;
 	n = b->size / insn.mem_element;
+	if (n == 0)
+		return true;
 	active = active_elements(cpu, &insn, n);
 	for (unsigned i = 0; i < n && i < 64; i++) {
 		unsigned first = i * insn.mem_element, end = first + insn.mem_element;

@@ -250,7 +250,8 @@ static bool suppresses_faults(ZydisExceptionClass cls)
 	}
 }
 
-static void decode_evex(const ZydisDecodedInstruction *zi, struct insn *insn)
+static void decode_evex(const ZydisDecodedInstruction *zi, const ZydisDecodedOperand *ops,
+			struct insn *insn)
 {
 	if (zi->encoding != ZYDIS_INSTRUCTION_ENCODING_EVEX)
 		return;
@@ -261,8 +262,8 @@ static void decode_evex(const ZydisDecodedInstruction *zi, struct insn *insn)
 			   zi->mnemonic != ZYDIS_MNEMONIC_VGF2P8AFFINEQB &&
 			   zi->mnemonic != ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB;
 	insn->vector_bytes = (uint8_t)(zi->avx.vector_length / 8);
-	insn->broadcast = zi->avx.broadcast.mode != ZYDIS_BROADCAST_MODE_INVALID &&
-			  !zi->avx.broadcast.is_static;
+	insn->broadcast = zi->avx.broadcast.mode != ZYDIS_BROADCAST_MODE_INVALID;
+	insn->reg_element = (uint8_t)(ops[0].element_size / 8);
 }
 
 static void insn_fill(const ZydisDecodedInstruction *zi, const ZydisDecodedOperand *ops,
@@ -297,7 +298,7 @@ static void insn_fill(const ZydisDecodedInstruction *zi, const ZydisDecodedOpera
 		else if (ops[i].type == ZYDIS_OPERAND_TYPE_MEMORY)
 			decode_mem_operand(&ops[i], insn);
 	}
-	decode_evex(zi, insn);
+	decode_evex(zi, ops, insn);
 	decode_immediates(zi, ops, insn);
 	if (zi->cpu_flags) {
 		insn->reads_flags = zi->cpu_flags->tested;

@@ -74,9 +74,10 @@ struct insn {
 	uint8_t mask_reg;      /* EVEX opmask register, 0 if none; VMASKMOV has its mask in vvvv */
 	bool suppresses; /* elements that the mask leaves out are not accessed (SDM vol. 2 section 2.8) */
 	uint8_t vector_bytes; /* EVEX: vector length */
-	bool broadcast;	      /* EVEX: one element of memory for all */
-	uint8_t mem_element;  /* bytes of one element of the memory operand */
-	bool implicit_mem;    /* stack or string memory */
+	bool broadcast; /* EVEX: memory has fewer elements than the register and serves in turn */
+	uint8_t reg_element; /* EVEX: bytes of one element of the first operand, 0 for an opmask */
+	uint8_t mem_element; /* bytes of one element of the memory operand */
+	bool implicit_mem;   /* stack or string memory */
 };
 
 /* Decodes one instruction at the start of `bytes` (n of them are there). `mode`: MODE_* bits. 0; -ENODATA: it

@@ -39,6 +39,11 @@ void fpu_modify(struct soft_cpu *cpu, uint64_t mask);
 /* Where the host, and so the guest, has component n >= 2 in the standard format; false if the model has none. */
 bool fpu_component(const struct soft_cpu *cpu, unsigned n, unsigned *offset, unsigned *size,
 		   bool *align);
+/* The bytes of vector register n, 0 to 31; zeros beyond what the model has of it. */
+#define FPU_VECTOR_MAX 64
+void fpu_vector_read(struct soft_cpu *cpu, unsigned n, uint8_t out[FPU_VECTOR_MAX]);
+/* Opmask register k. */
+uint64_t fpu_opmask_read(struct soft_cpu *cpu, unsigned k);
 /* MXCSR bits that may be set. */
 uint32_t fpu_mxcsr_mask(const struct soft_cpu *cpu);
 /* Summary and busy bits as exceptions and masks make them, and no reserved bits in FCW. */

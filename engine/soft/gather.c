@@ -8,8 +8,6 @@
 #include "engine/soft/fpu.h"
 #include "engine/soft/q_helper.h"
 
-#define VECTOR_MAX 64
-
 /* ---- vector registers --------------------------------------------------------------------------------- */
 
 /* A register's parts, from the lowest byte up, in the components that hold them. */
@@ -40,12 +38,12 @@ static unsigned vector_parts(const struct soft_cpu *cpu, unsigned n, struct part
 	return count;
 }
 
-static void vector_read(struct soft_cpu *cpu, unsigned n, uint8_t out[VECTOR_MAX])
+void fpu_vector_read(struct soft_cpu *cpu, unsigned n, uint8_t out[FPU_VECTOR_MAX])
 {
 	struct part part[3];
 	unsigned count = vector_parts(cpu, n, part);
 
-	memset(out, 0, VECTOR_MAX);
+	memset(out, 0, FPU_VECTOR_MAX);
 	for (unsigned i = 0; i < count; i++) {
 		fpu_materialize(cpu, 1ull << part[i].component);
 		memcpy(out + part[i].at, cpu->xsave + part[i].offset, part[i].size);
@@ -53,9 +51,9 @@ static void vector_read(struct soft_cpu *cpu, unsigned n, uint8_t out[VECTOR_MAX
 }
 
 /* Zeros do not take a component out of its initial state. */
-static void vector_write(struct soft_cpu *cpu, unsigned n, const uint8_t in[VECTOR_MAX])
+static void vector_write(struct soft_cpu *cpu, unsigned n, const uint8_t in[FPU_VECTOR_MAX])
 {
-	static const uint8_t zeros[VECTOR_MAX];
+	static const uint8_t zeros[FPU_VECTOR_MAX];
 	struct part part[3];
 	unsigned count = vector_parts(cpu, n, part);
 
@@ -67,6 +65,17 @@ static void vector_write(struct soft_cpu *cpu, unsigned n, const uint8_t in[VECT
 		fpu_modify(cpu, 1ull << part[i].component);
 		memcpy(cpu->xsave + part[i].offset, in + part[i].at, part[i].size);
 	}
+}
+
+uint64_t fpu_opmask_read(struct soft_cpu *cpu, unsigned k)
+{
+	unsigned offset, size;
+	bool align;
+
+	if (!fpu_component(cpu, XC_OPMASK, &offset, &size, &align))
+		return 0;
+	fpu_materialize(cpu, 1ull << XC_OPMASK);
+	return bytes_get64(cpu->xsave + offset + k * 8);
 }
 
 static uint8_t *opmask(struct soft_cpu *cpu, unsigned k)
@@ -155,7 +164,7 @@ static int maskmov_runs(struct soft_cpu *cpu, const struct insn *insn, const uin
 enum soft_next maskmov_helper(struct soft_cpu *cpu, const struct insn *insn)
 {
 	bool mmx = insn->op == ZYDIS_MNEMONIC_MASKMOVQ;
-	uint8_t data[VECTOR_MAX], mask[VECTOR_MAX];
+	uint8_t data[FPU_VECTOR_MAX], mask[FPU_VECTOR_MAX];
 	unsigned size = mmx ? 8 : 16;
 	uint64_t epoch = code_epoch(cpu);
 	int next;
@@ -171,8 +180,8 @@ enum soft_next maskmov_helper(struct soft_cpu *cpu, const struct insn *insn)
 		memcpy(data, cpu->xsave + FX_ST + ((insn->reg - (fsw >> 11)) & 7) * 16, 8);
 		memcpy(mask, cpu->xsave + FX_ST + ((insn->rm - (fsw >> 11)) & 7) * 16, 8);
 	} else {
-		vector_read(cpu, insn->reg, data);
-		vector_read(cpu, insn->rm, mask);
+		fpu_vector_read(cpu, insn->reg, data);
+		fpu_vector_read(cpu, insn->rm, mask);
 	}
 	next = maskmov_runs(cpu, insn, data, mask, size, false);
 	if (!next)
@@ -193,7 +202,7 @@ struct vsib {
 	unsigned data_size, index_size, count; /* of elements */
 	bool scatter;
 	uint64_t mask; /* a bit an element: still to do */
-	uint8_t data[VECTOR_MAX], index[VECTOR_MAX];
+	uint8_t data[FPU_VECTOR_MAX], index[FPU_VECTOR_MAX];
 };
 
 static unsigned vex_vector_bytes(const struct insn *insn)
@@ -206,10 +215,10 @@ static unsigned vex_vector_bytes(const struct insn *insn)
 
 static uint64_t vector_mask(struct soft_cpu *cpu, const struct insn *insn, const struct vsib *v)
 {
-	uint8_t mask[VECTOR_MAX];
+	uint8_t mask[FPU_VECTOR_MAX];
 	uint64_t bits = 0;
 
-	vector_read(cpu, insn->vvvv, mask);
+	fpu_vector_read(cpu, insn->vvvv, mask);
 	for (unsigned i = 0; i < v->count; i++)
 		bits |= (uint64_t)(mask[(i + 1) * v->data_size - 1] >> 7) << i;
 	return bits;
@@ -218,7 +227,7 @@ static uint64_t vector_mask(struct soft_cpu *cpu, const struct insn *insn, const
 /* Elements still to do are ones (SDM: the mask is extended over them first), all else is zero. */
 static void vector_mask_write(struct soft_cpu *cpu, const struct insn *insn, const struct vsib *v)
 {
-	uint8_t mask[VECTOR_MAX] = {0};
+	uint8_t mask[FPU_VECTOR_MAX] = {0};
 
 	for (unsigned i = 0; i < v->count; i++)
 		if (v->mask >> i & 1)
@@ -236,8 +245,8 @@ static void vsib_read(struct soft_cpu *cpu, const struct insn *insn, struct vsib
 	v->index_size = insn->opcode & 1 ? 8 : 4;
 	widest = v->data_size > v->index_size ? v->data_size : v->index_size;
 	v->count = bytes / widest;
-	vector_read(cpu, insn->reg, v->data);
-	vector_read(cpu, insn->mem_index, v->index);
+	fpu_vector_read(cpu, insn->reg, v->data);
+	fpu_vector_read(cpu, insn->mem_index, v->index);
 	if (insn->encoding == ENC_EVEX) {
 		const uint8_t *k = opmask(cpu, insn->mask_reg);
 
@@ -254,7 +263,7 @@ static void vsib_write(struct soft_cpu *cpu, const struct insn *insn, struct vsi
 
 	if (!v->scatter) {
 		if (!v->mask)
-			memset(v->data + used, 0, VECTOR_MAX - used);
+			memset(v->data + used, 0, FPU_VECTOR_MAX - used);
 		vector_write(cpu, insn->reg, v->data);
 	}
 	if (insn->encoding == ENC_EVEX) {

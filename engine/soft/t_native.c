@@ -274,7 +274,7 @@ static void legacy_form(struct insn *insn)
 
 /* SSE memory operands of 16 bytes are aligned but for the instructions made not to be; of VEX and EVEX only those
  * that say so (SDM vol. 1 section 14.9). */
-static bool needs_alignment(const struct insn *insn)
+static bool needs_alignment(const struct soft_vm *svm, const struct insn *insn)
 {
 	switch (insn->op) {
 	case ZYDIS_MNEMONIC_CMPXCHG16B:
@@ -296,14 +296,15 @@ static bool needs_alignment(const struct insn *insn)
 	case ZYDIS_MNEMONIC_PCMPESTRM:
 	case ZYDIS_MNEMONIC_PCMPISTRI:
 	case ZYDIS_MNEMONIC_PCMPISTRM:
-	case ZYDIS_MNEMONIC_SHA1MSG1: /* no CPU seen checks these */
+		return false;
+	case ZYDIS_MNEMONIC_SHA1MSG1:
 	case ZYDIS_MNEMONIC_SHA1MSG2:
 	case ZYDIS_MNEMONIC_SHA1NEXTE:
 	case ZYDIS_MNEMONIC_SHA1RNDS4:
 	case ZYDIS_MNEMONIC_SHA256MSG1:
 	case ZYDIS_MNEMONIC_SHA256MSG2:
 	case ZYDIS_MNEMONIC_SHA256RNDS2:
-		return false;
+		return svm->sha_aligned;
 	default:
 		return insn->encoding == ENC_LEGACY && insn->mem_size == 16 &&
 		       native_is_vector(insn);
@@ -324,7 +325,7 @@ static bool masked_access(const struct insn *insn)
 	}
 }
 
-static uint32_t access_flags(const struct insn *insn)
+static uint32_t access_flags(const struct soft_vm *svm, const struct insn *insn)
 {
 	uint32_t flags = 0;
 
@@ -340,7 +341,7 @@ static uint32_t access_flags(const struct insn *insn)
 		flags |= MEM_READ;
 	if (masked_access(insn))
 		flags |= MEM_MASKED;
-	if (needs_alignment(insn))
+	if (needs_alignment(svm, insn))
 		flags |= MEM_ALIGNED;
 	return flags & (MEM_READ | MEM_WRITE) ? flags : flags | MEM_READ;
 }
@@ -359,7 +360,7 @@ void emit_native(struct translation *t, const struct insn *source)
 	free.rcx_free = !b.rcx;
 	free.r10_free = !insn->has_mem;
 	if (insn->has_mem) {
-		uint32_t flags = access_flags(insn);
+		uint32_t flags = access_flags(t->svm, insn);
 		unsigned size = insn->mem_size ? insn->mem_size : 1;
 
 		b.mem = emit_access(t, insn, size, flags, any_temps || b.rcx, &cold);

@@ -25,8 +25,20 @@ uint32_t native_xsave_size(void)
 {
 	uint32_t a, b, c, d;
 
+	/* EBX is what the enabled components take, which is what the kernel's frame has; ECX may be far more.
+	 * Behind it the frame has a second magic number, without which the kernel restores the legacy part only. */
 	__cpuid_count(13, 0, a, b, c, d);
-	return c < STATE_XSAVE ? c : STATE_XSAVE;
+	return b < STATE_XSAVE ? b : STATE_XSAVE;
+}
+
+bool native_component(unsigned n, uint32_t *offset, uint32_t *size)
+{
+	uint32_t a, b, c, d;
+
+	__cpuid_count(13, n, a, b, c, d);
+	*offset = b;
+	*size = a;
+	return a && a <= STATE_XSAVE && b <= STATE_XSAVE - a;
 }
 
 static void image_to_context(const struct cpu_image *image, ucontext_t *uc)

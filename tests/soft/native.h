@@ -5,6 +5,7 @@
 #ifndef TESTS_SOFT_NATIVE_H
 #define TESTS_SOFT_NATIVE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #define STATE_XSAVE 2816
@@ -23,6 +24,9 @@ struct cpu_image {
 int native_init(void);
 /* Runs from image->rip with its registers until a trap; an INT3 at image->rip + len is the end. */
 void native_run(struct cpu_image *image, unsigned len);
+/* Bytes of xsave[] that the host uses. */
 uint32_t native_xsave_size(void);
+/* Where the host has component n >= 2; false if it has none, or behind the end of xsave[]. */
+bool native_component(unsigned n, uint32_t *offset, uint32_t *size);
 
 #endif
