@@ -13,7 +13,8 @@ RESET, POWEROFF, HALT, TRIPLE_FAULT, ERROR = range(5)
 
 
 class Guest:
-    def __init__(self, name, *options, source=None, status=PASS, needs=(), button=None, stderr=(), com1='stdio', stdin=None):
+    def __init__(self, name, *options, source=None, status=PASS, needs=(), button=None, stderr=(), com1='stdio', stdin=None,
+                 timeout=60):
         self.name = name              # of the test
         self.source = source or name  # .asm
         self.options = options
@@ -23,6 +24,7 @@ class Guest:
         self.stderr = stderr          # regular expressions that must match in stderr
         self.com1 = com1
         self.stdin = stdin            # a file of the image directory; none: /dev/null
+        self.timeout = timeout        # seconds
 
     @property
     def is_rom(self):
@@ -76,6 +78,11 @@ GUESTS = [
     Guest('pvhinfo', '--append', 'one two=3 "four five"', *MODULES),
     Guest('except', needs=NATIVE),
     Guest('system64', needs=HARDWARE),
+    Guest('smc', needs=NATIVE),
+    Guest('smc_next', needs=HARDWARE),
+    Guest('xmc', '-c', '2', needs=HARDWARE),
+    Guest('hammer', '-c', '2', needs=NATIVE),
+    Guest('hammer4', '-c', '4', source='hammer', needs=NATIVE),
     Guest('pio'),
     Guest('mmio'),
     Guest('msr_strict'),
@@ -118,9 +125,15 @@ GUESTS = [
     Guest('real_reset', status=RESET),
 ]
 
+# The suite `long`: a minute's work and more.
+LONG_GUESTS = [
+    Guest('hammer_long', '-c', '2', '--append', 'long', source='hammer', needs=NATIVE, timeout=1000),
+    Guest('hammer4_long', '-c', '4', '--append', 'long', source='hammer', needs=NATIVE, timeout=1000),
+]
+
 
 def find(name):
-    for guest in GUESTS:
+    for guest in GUESTS + LONG_GUESTS:
         if guest.name == name:
             return guest
     raise SystemExit(f'no guest {name}')

@@ -19,8 +19,6 @@ import time
 
 import guests
 
-TIMEOUT = 60
-
 
 def kvm_words(probe, directory):
     """What probe_kvm says, asked once a boot of the host."""
@@ -51,7 +49,7 @@ def run(guest, command, directory, env):
     for thread in threads:
         thread.start()
     try:
-        process.wait(TIMEOUT)
+        process.wait(guest.timeout)
         killed = False
     except subprocess.TimeoutExpired:
         process.kill()
@@ -90,7 +88,7 @@ def main():
         output, status, stderr, killed = run(guest, command, args.dir, {**os.environ, 'XDG_RUNTIME_DIR': runtime})
     problems = guest.problems(output, status, stderr)
     if killed:
-        problems.append(f'killed after {TIMEOUT} s')
+        problems.append(f'killed after {guest.timeout} s')
     print(f'{" ".join(command)}\n--- output\n{output}--- stderr\n{stderr}---')
     for problem in problems:
         print(f'FAIL: {problem}')

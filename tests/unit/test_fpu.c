@@ -145,9 +145,10 @@ static uint8_t *guest(struct board *b)
 	return b->f->vm.memory.base + AT;
 }
 
-/* Both sides on b->in and on the bytes in guest memory at AT. */
-static void compare(struct board *b, const uint8_t *bytes, unsigned len, uint64_t mask,
-		    enum pointers pointers)
+/* Both sides on b->in and on the bytes in guest memory at AT: what the CPU made of them is then in b->out and
+ * b->area, what the helper made in b->in and in guest memory. */
+static void run_both(struct board *b, const uint8_t *bytes, unsigned len, uint64_t mask,
+		     enum pointers pointers)
 {
 	struct soft_cpu *cpu = b->cpu;
 	uint8_t before[FX_MXCSR];
@@ -175,7 +176,6 @@ static void compare(struct board *b, const uint8_t *bytes, unsigned len, uint64_
 	drop_pointers(b->out);
 	memset(b->in + XS_BV, 0, 64);
 	memset(b->out + XS_BV, 0, 64);
-	assert_memory_equal(b->in, b->out, cpu->xsave_size);
 	if (pointers == IN_ENVIRONMENT) {
 		/* pointers: the last five fields of seven */
 		unsigned at = bytes[0] == 0x66 ? 6 : 12, end = bytes[0] == 0x66 ? 14 : 26;
@@ -185,6 +185,25 @@ static void compare(struct board *b, const uint8_t *bytes, unsigned len, uint64_
 		/* x87 state was stored */
 		drop_pointers(b->area);
 	}
+}
+
+/* A component that holds initial values may become "in use" at any time: whoever interrupts the host CPU between its
+ * XRSTOR and its XSAVE does that. What differs each time is a difference. */
+static void compare(struct board *b, const uint8_t *bytes, unsigned len, uint64_t mask,
+		    enum pointers pointers)
+{
+	static uint8_t in[sizeof(b->in)], area[AREA];
+
+	memcpy(in, b->in, sizeof(in));
+	memcpy(area, guest(b), AREA);
+	for (unsigned attempt = 0; attempt < 5; attempt++) {
+		memcpy(b->in, in, sizeof(in));
+		memcpy(guest(b), area, AREA);
+		run_both(b, bytes, len, mask, pointers);
+		if (!memcmp(b->in, b->out, b->cpu->xsave_size) && !memcmp(b->area, guest(b), AREA))
+			return;
+	}
+	assert_memory_equal(b->in, b->out, b->cpu->xsave_size);
 	assert_memory_equal(b->area, guest(b), AREA);
 }
 
