@@ -540,6 +540,28 @@ static int check_below(struct config *root, struct config *node, struct error *e
 	return rc;
 }
 
+/* Is `word` one of the words of `list`? */
+static bool in_list(const char *list, const char *word)
+{
+	size_t len = strlen(word);
+
+	for (const char *at = list; (at = strstr(at, word)) != NULL; at += len) {
+		if ((at == list || at[-1] == ' ') && (at[len] == ' ' || at[len] == '\0'))
+			return true;
+	}
+	return false;
+}
+
+int config_check_names(struct config *node, const char *names, struct error *err)
+{
+	for (struct config *child = config_first(node); child; child = config_next(child)) {
+		if (!in_list(names, config_name(child)))
+			return error_set(err, EINVAL, "%s: no such option; there are: %s",
+					 config_name(child), names);
+	}
+	return 0;
+}
+
 int config_check(struct config *root, struct error *err)
 {
 	root->generation++; /* what was resolved before told its errors to nobody */

@@ -33,7 +33,8 @@ int config_set_pair(struct config *root, const char *pair, struct error *err);
 /* "first,key=value,flag" as -s and -l take it, below `node`: what has no '=' becomes "true"; the
  * first item is stored under `first_key` if that is not NULL. Commas cannot be escaped; an empty item is
  * refused. A `list` of NULL sets nothing. */
-int config_set_list(struct config *node, const char *list, const char *first_key, struct error *err);
+int config_set_list(struct config *node, const char *list, const char *first_key,
+		    struct error *err);
 
 /* The node at `path` (NULL or "" is `node` itself), or NULL. */
 struct config *config_find(struct config *node, const char *path);
@@ -58,6 +59,8 @@ int config_get_bool(struct config *node, const char *path, bool def, bool *out, 
 /* Decimal, or hexadecimal with 0x; outside [min, max] or not a number: -EINVAL with text. */
 int config_get_u64(struct config *node, const char *path, uint64_t def, uint64_t min, uint64_t max,
 		   uint64_t *out, struct error *err);
+/* Every child of `node` has one of these names (separated by blanks), or: -EINVAL with text that lists them. */
+int config_check_names(struct config *node, const char *names, struct error *err);
 /* Every reference in the tree leads somewhere and none in a circle. */
 int config_check(struct config *root, struct error *err);
 

@@ -1,8 +1,9 @@
 # Sourced by the scripts beside it: installs the Debian packages that are missing.
 
 # What a build takes: the compiler, liburcu (lock-free bus look-up), libmd (MD5), Zydis (the soft engine's decoder),
-# nasm (the tiny guests), cmocka (the unit tests).
-build_packages="gcc libc6-dev meson ninja-build pkg-config liburcu-dev libmd-dev libzydis-dev nasm libcmocka-dev"
+# liburing (disks), libslirp (the network without rights), nasm (the tiny guests), cmocka (the unit tests).
+build_packages="gcc libc6-dev meson ninja-build pkg-config liburcu-dev libmd-dev libzydis-dev liburing-dev
+	libslirp-dev nasm libcmocka-dev"
 # What the tests take besides: the other compiler, what looks at our tables and pages, and the nest in which skep meets
 # real KVM (QEMU and busybox).
 test_packages="clang mandoc acpica-tools dmidecode qemu-system-x86 busybox-static"

@@ -1,0 +1,413 @@
+/*
+ * Block back ends: every kind of request with each way of doing it, snapshots, locks, faults, refusals.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "backend/block/block.h"
+
+#define SIZE (4u << 20)
+
+static struct log quiet = {.fd = -1, .lock = PTHREAD_MUTEX_INITIALIZER};
+
+struct waiter {
+	pthread_mutex_t lock;
+	pthread_cond_t cond;
+	unsigned done;
+	int error;
+};
+
+static void done(struct block_request *request, int error)
+{
+	struct waiter *w = request->arg;
+
+	pthread_mutex_lock(&w->lock);
+	w->done++;
+	w->error = error;
+	pthread_cond_signal(&w->cond);
+	pthread_mutex_unlock(&w->lock);
+}
+
+static int run(struct block *block, enum block_op op, uint64_t offset, const struct iovec *iov,
+	       unsigned iovs, uint64_t length)
+{
+	struct waiter w = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, 0};
+	struct block_request request = {.op = op,
+					.offset = offset,
+					.length = length,
+					.unmap = true,
+					.iov = iov,
+					.iovs = iovs,
+					.done = done,
+					.arg = &w};
+
+	block_submit(block, &request);
+	block_kick(block);
+	pthread_mutex_lock(&w.lock);
+	while (w.done == 0)
+		pthread_cond_wait(&w.cond, &w.lock);
+	pthread_mutex_unlock(&w.lock);
+	block_drain(block);
+	assert_int_equal(w.done, 1);
+	return w.error;
+}
+
+static int io(struct block *block, enum block_op op, uint64_t offset, void *bytes, size_t length)
+{
+	struct iovec iov = {bytes, length};
+
+	return run(block, op, offset, &iov, 1, length);
+}
+
+static void make_image(char *path, size_t size)
+{
+	int fd;
+
+	strcpy(path, "/tmp/skep-test-block-XXXXXX");
+	fd = mkstemp(path);
+	assert_true(fd >= 0);
+	assert_int_equal(ftruncate(fd, (off_t)size), 0);
+	close(fd);
+}
+
+/* `options` as after the comma of -s. */
+static int try_open(struct block **out, const char *path, const char *options, struct error *err)
+{
+	struct config *node = config_create();
+	int rc;
+
+	assert_int_equal(config_set(node, "path", path, err), 0);
+	assert_int_equal(config_set_list(node, options, NULL, err), 0);
+	rc = block_open(out, node, &quiet, err);
+	config_destroy(node);
+	return rc;
+}
+
+static struct block *open_ok(const char *path, const char *options)
+{
+	struct block *block = NULL;
+	struct error err = {""};
+
+	if (try_open(&block, path, options, &err) != 0)
+		fail_msg("%s", err.text);
+	return block;
+}
+
+static void refuse(const char *path, const char *options, int error, const char *text)
+{
+	struct block *block = NULL;
+	struct error err = {""};
+
+	assert_int_equal(try_open(&block, path, options, &err), -error);
+	if (strstr(err.text, text) == NULL)
+		fail_msg("'%s' lacks '%s'", err.text, text);
+}
+
+static void fill(uint8_t *bytes, size_t length, unsigned seed)
+{
+	for (size_t i = 0; i < length; i++)
+		bytes[i] = (uint8_t)(seed + i * 31 + i / 251);
+}
+
+/* Vectors of odd sizes and alignment, more of them than one system call takes. */
+static void check_vectors(struct block *block)
+{
+	enum { N = 1500, LENGTH = 512 * 100 };
+	static uint8_t from[LENGTH + 1], to[LENGTH + 1];
+	struct iovec iov[N];
+	size_t at = 0;
+
+	fill(from, sizeof(from), 7);
+	for (unsigned i = 0; i < N; i++) {
+		size_t part = i == N - 1 ? LENGTH - at : i % 50;
+
+		iov[i] = (struct iovec){from + 1 + at, part};
+		at += part;
+	}
+	assert_int_equal(run(block, BLOCK_WRITE, 512 * 3, iov, N, LENGTH), 0);
+	for (unsigned i = 0; i < N; i++)
+		iov[i].iov_base = to + 1 + ((uint8_t *)iov[i].iov_base - (from + 1));
+	assert_int_equal(run(block, BLOCK_READ, 512 * 3, iov, N, LENGTH), 0);
+	assert_memory_equal(from + 1, to + 1, LENGTH);
+}
+
+static void check_range(struct block *block)
+{
+	static uint8_t bytes[4096];
+
+	assert_int_equal(io(block, BLOCK_READ, SIZE - 512, bytes, 512), 0);
+	assert_int_equal(io(block, BLOCK_READ, SIZE - 512, bytes, 1024), -EINVAL);
+	assert_int_equal(io(block, BLOCK_READ, SIZE, bytes, 512), -EINVAL);
+	assert_int_equal(io(block, BLOCK_WRITE, 1, bytes, 512), -EINVAL);
+	assert_int_equal(io(block, BLOCK_WRITE, 0, bytes, 511), -EINVAL);
+	assert_int_equal(io(block, BLOCK_WRITE, UINT64_MAX - 511, bytes, 1024), -EINVAL);
+	assert_int_equal(run(block, BLOCK_DISCARD, 512, NULL, 0, UINT64_MAX - 511), -EINVAL);
+	/* memory and length that do not agree */
+	assert_int_equal(run(block, BLOCK_READ, 0, &(struct iovec){bytes, 512}, 1, 1024), -EINVAL);
+	assert_int_equal(run(block, BLOCK_READ, 0, &(struct iovec){bytes, 1024}, 1, 512), -EINVAL);
+}
+
+static void check_zeroes(struct block *block)
+{
+	static uint8_t from[64 << 10], to[64 << 10];
+	static const uint8_t zero[64 << 10];
+
+	fill(from, sizeof(from), 1);
+	assert_int_equal(io(block, BLOCK_WRITE, 0, from, sizeof(from)), 0);
+	assert_int_equal(run(block, BLOCK_WRITE_ZEROES, 512, NULL, 0, 1024), 0);
+	assert_int_equal(run(block, BLOCK_DISCARD, 8192, NULL, 0, 8192), 0);
+	assert_int_equal(run(block, BLOCK_FLUSH, 0, NULL, 0, 0), 0);
+	assert_int_equal(io(block, BLOCK_READ, 0, to, sizeof(to)), 0);
+	assert_memory_equal(to, from, 512);
+	assert_memory_equal(to + 512, zero, 1024);
+	assert_memory_equal(to + 1536, from + 1536, 8192 - 1536);
+	assert_memory_equal(to + 8192, zero, 8192);
+	assert_memory_equal(to + 16384, from + 16384, sizeof(to) - 16384);
+}
+
+/* Many at once, each sector by a request of its own. */
+static void check_many(struct block *block)
+{
+	enum { N = 1000 };
+	static uint8_t bytes[N][512], back[N][512];
+	static struct block_request request[N];
+	static struct iovec iov[N];
+	struct waiter w = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, 0};
+
+	for (unsigned pass = 0; pass < 2; pass++) {
+		w.done = 0;
+		for (unsigned i = 0; i < N; i++) {
+			fill(bytes[i], 512, i);
+			iov[i] = (struct iovec){pass ? back[i] : bytes[i], 512};
+			request[i] = (struct block_request){
+				.op = pass ? BLOCK_READ : BLOCK_WRITE,
+				.offset = 512ull * (i * 7 % N),
+				.length = 512,
+				.iov = &iov[i],
+				.iovs = 1,
+				.done = done,
+				.arg = &w,
+			};
+			block_submit(block, &request[i]);
+		}
+		block_drain(block);
+		assert_int_equal(w.done, N);
+		assert_int_equal(w.error, 0);
+	}
+	assert_memory_equal(bytes, back, sizeof(bytes));
+}
+
+static void test_requests(void **state)
+{
+	static const char *const ways[] = {"aio=threads",   "aio=auto", "snapshot=on",
+					   "test=volatile", "sync",	"nodelete"};
+	char path[64];
+
+	(void)state;
+	for (unsigned i = 0; i < sizeof(ways) / sizeof(ways[0]); i++) {
+		struct block *block;
+
+		make_image(path, SIZE);
+		block = open_ok(path, ways[i]);
+		assert_int_equal(block_geometry(block)->size, SIZE);
+		check_vectors(block);
+		check_range(block);
+		check_many(block);
+		if (strcmp(ways[i], "nodelete") == 0)
+			assert_int_equal(run(block, BLOCK_DISCARD, 0, NULL, 0, 512), -EOPNOTSUPP);
+		else
+			check_zeroes(block);
+		block_close(block);
+		unlink(path);
+	}
+}
+
+/* Direct I/O with memory of any alignment; tmpfs of old kernels has none. */
+static void test_nocache(void **state)
+{
+	struct block *block = NULL;
+	struct error err = {""};
+	char path[64];
+
+	(void)state;
+	make_image(path, SIZE);
+	if (try_open(&block, path, "nocache", &err) != 0) {
+		unlink(path);
+		assert_non_null(strstr(err.text, "nocache"));
+		skip();
+	}
+	check_vectors(block);
+	check_zeroes(block);
+	check_many(block);
+	block_close(block);
+	unlink(path);
+}
+
+static void test_snapshot(void **state)
+{
+	uint8_t bytes[4096], back[4096];
+	char path[64];
+	struct block *block;
+
+	(void)state;
+	make_image(path, SIZE);
+	fill(bytes, sizeof(bytes), 3);
+	block = open_ok(path, "aio=threads");
+	assert_int_equal(io(block, BLOCK_WRITE, 0, bytes, 4096), 0);
+	block_close(block);
+	block = open_ok(path, "snapshot=on");
+	memset(back, 0xee, sizeof(back));
+	assert_int_equal(io(block, BLOCK_WRITE, 1024, back, 512), 0);
+	assert_int_equal(run(block, BLOCK_FLUSH, 0, NULL, 0, 0), 0);
+	assert_int_equal(io(block, BLOCK_READ, 0, back, 4096), 0);
+	assert_memory_equal(back, bytes, 1024);
+	assert_int_equal(back[1024], 0xee);
+	assert_int_equal(back[1535], 0xee);
+	assert_memory_equal(back + 1536, bytes + 1536, 4096 - 1536);
+	block_close(block);
+	block = open_ok(path, "ro");
+	assert_int_equal(io(block, BLOCK_READ, 0, back, 4096), 0);
+	assert_memory_equal(back, bytes, 4096);
+	assert_int_equal(io(block, BLOCK_WRITE, 0, back, 512), -EROFS);
+	block_close(block);
+	unlink(path);
+}
+
+/* Unflushed writes of test=volatile are not in the file, flushed ones are. */
+static void test_volatile(void **state)
+{
+	uint8_t bytes[512], back[512];
+	char path[64];
+	struct block *block;
+	int fd;
+
+	(void)state;
+	make_image(path, SIZE);
+	fd = open(path, O_RDONLY);
+	fill(bytes, 512, 9);
+	block = open_ok(path, "test=volatile");
+	assert_int_equal(io(block, BLOCK_WRITE, 512, bytes, 512), 0);
+	assert_int_equal(pread(fd, back, 512, 512), 512);
+	assert_memory_not_equal(back, bytes, 512);
+	assert_int_equal(run(block, BLOCK_FLUSH, 0, NULL, 0, 0), 0);
+	assert_int_equal(pread(fd, back, 512, 512), 512);
+	assert_memory_equal(back, bytes, 512);
+	block_close(block);
+	close(fd);
+	unlink(path);
+}
+
+static void test_locks(void **state)
+{
+	char path[64], self[32];
+	struct block *a, *b;
+
+	(void)state;
+	make_image(path, SIZE);
+	snprintf(self, sizeof(self), "process %d", getpid());
+	a = open_ok(path, "aio=threads");
+	refuse(path, "aio=threads", EBUSY, self);
+	refuse(path, "ro", EBUSY, self);
+	refuse(path, "snapshot=on", EBUSY, "in use by");
+	block_close(a);
+	a = open_ok(path, "ro");
+	b = open_ok(path, "snapshot=on");
+	refuse(path, "aio=threads", EBUSY, "in use by");
+	block_close(a);
+	block_close(b);
+	block_close(open_ok(path, "aio=threads"));
+	unlink(path);
+}
+
+static void test_faults(void **state)
+{
+	uint8_t bytes[512] = {0};
+	char path[64];
+	struct block *block;
+
+	(void)state;
+	make_image(path, SIZE);
+	block = open_ok(path, "fault=write:ENOSPC:2:1");
+	assert_int_equal(io(block, BLOCK_WRITE, 0, bytes, 512), 0);
+	assert_int_equal(io(block, BLOCK_WRITE, 0, bytes, 512), -ENOSPC);
+	assert_int_equal(io(block, BLOCK_WRITE, 0, bytes, 512), 0);
+	assert_int_equal(io(block, BLOCK_READ, 0, bytes, 512), 0);
+	block_close(block);
+	/* An image that another process cuts off. */
+	for (unsigned i = 0; i < 2; i++) {
+		block = open_ok(path, i ? "aio=threads" : "aio=auto");
+		assert_int_equal(truncate(path, 1024), 0);
+		assert_int_equal(io(block, BLOCK_READ, 512, bytes, 512), 0);
+		assert_int_equal(io(block, BLOCK_READ, 1024, bytes, 512), -EIO);
+		block_close(block);
+		assert_int_equal(truncate(path, SIZE), 0);
+	}
+	unlink(path);
+}
+
+static void test_refusals(void **state)
+{
+	char path[64];
+
+	(void)state;
+	make_image(path, 1000);
+	refuse(path, "aio=auto", EINVAL, "multiple of the sector size, 512");
+	refuse(path, "sectorsize=513", EINVAL, "LOGICAL[/PHYSICAL]");
+	refuse(path, "sectorsize=4096/512", EINVAL, "LOGICAL[/PHYSICAL]");
+	refuse(path, "sectorsize=512x", EINVAL, "LOGICAL[/PHYSICAL]");
+	refuse(path, "fault=write", EINVAL, "OP:ERROR");
+	refuse(path, "ro=maybe", EINVAL, "ro");
+	assert_int_equal(truncate(path, 0), 0);
+	refuse(path, "aio=auto", EINVAL, "0 bytes");
+	assert_int_equal(truncate(path, 8192), 0);
+	refuse(path, "aio=some", EINVAL, "aio=some");
+	unlink(path);
+	refuse(path, "aio=auto", ENOENT, "No such file");
+	refuse("/tmp", "aio=auto", EISDIR, "directory");
+	refuse("/dev/null", "aio=auto", EINVAL, "neither");
+	assert_int_equal(mkfifo(path, 0600), 0);
+	refuse(path, "aio=auto", EINVAL, "neither");
+	unlink(path);
+}
+
+static void test_sectors(void **state)
+{
+	char path[64];
+	struct block *block;
+
+	(void)state;
+	make_image(path, SIZE);
+	block = open_ok(path, "sectorsize=4096");
+	assert_int_equal(block_geometry(block)->logical, 4096);
+	assert_int_equal(block_geometry(block)->physical, 4096);
+	assert_int_equal(run(block, BLOCK_WRITE_ZEROES, 512, NULL, 0, 4096), -EINVAL);
+	block_close(block);
+	block = open_ok(path, "sectorsize=512/4096");
+	assert_int_equal(block_geometry(block)->logical, 512);
+	assert_int_equal(block_geometry(block)->physical, 4096);
+	block_close(block);
+	unlink(path);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_requests), cmocka_unit_test(test_nocache),
+		cmocka_unit_test(test_snapshot), cmocka_unit_test(test_volatile),
+		cmocka_unit_test(test_locks),	 cmocka_unit_test(test_faults),
+		cmocka_unit_test(test_refusals), cmocka_unit_test(test_sectors),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
