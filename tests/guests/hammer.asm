@@ -149,7 +149,7 @@ main:	call lapic_enable
 	mov ecx, 0xff0 / 8
 	rep stosq
 	mov qword [C_PAGE], 0
-	mov qword [ROUNDS], 20000
+	mov qword [ROUNDS], 8000
 	mov eax, [START_INFO]
 	mov rsi, [rax + 24]             ; hvm_start_info's command line
 	test rsi, rsi
