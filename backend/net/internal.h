@@ -1,0 +1,51 @@
+/*
+ * The parts of a network back end: net.c opens one and moves frames; slirp.c, tap.c and stream.c make its file.
+ */
+#ifndef BACKEND_NET_INTERNAL_H
+#define BACKEND_NET_INTERNAL_H
+
+#include <pthread.h>
+
+#include "backend/net/net.h"
+
+struct net;
+
+struct net_kind {
+	ssize_t (*send)(struct net *net, const struct iovec *iov, unsigned iovs, size_t length);
+	/* > 0: a frame; 0: none now; -errno: no more from here, e.g. -EPIPE at the end. */
+	ssize_t (*receive)(struct net *net, void *frame, size_t size);
+};
+
+extern const struct net_kind net_packets; /* one frame a message: slirp */
+extern const struct net_kind net_tap;	  /* one frame a read(2) or write(2) */
+extern const struct net_kind net_stream;  /* frames after their length */
+
+struct net {
+	const struct net_kind *kind;
+	char name[160]; /* for messages */
+	struct log *log;
+	struct loop *loop;
+	struct net_events events;
+	pthread_mutex_t lock; /* below the device's: what follows, and the order of frames */
+	int fd;		      /* -1: nobody is connected */
+	struct loop_fd node;
+	bool want_read, want_write;
+	pid_t child; /* slirp's process; 0: none */
+	/* listen */
+	int listener;
+	struct loop_fd listener_node;
+	char path[108];
+	/* the stream: what was received and not taken, what could not be sent yet */
+	uint8_t *in, *out;
+	size_t in_at, in_len, out_at, out_len;
+};
+
+int slirp_open(struct net *net, struct config *node, struct error *err);
+int tap_open(struct net *net, const char *name, struct error *err);
+int stream_open(struct net *net, const char *path, bool listens, struct error *err);
+/* A new connection: nothing of an earlier one is left. Under the lock. */
+void stream_reset(struct net *net);
+/* Sends what waits; false: there is still some. Under the lock. */
+bool stream_push(struct net *net);
+
+#endif

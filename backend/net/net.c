@@ -1,0 +1,252 @@
+/*
+ * Opening a network back end, and its frames between the device and a file.
+ */
+#include "backend/net/net.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "backend/net/internal.h"
+
+/* Under the lock. */
+static void update_events(struct net *net)
+{
+	uint32_t events = (net->want_read ? EPOLLIN : 0) | (net->want_write ? EPOLLOUT : 0);
+
+	if (net->node.loop != NULL)
+		loop_fd_set(&net->node, events);
+}
+
+static void on_event(void *arg, uint32_t events);
+
+/* Takes a file into use. Under the lock. */
+static int attach(struct net *net, int fd)
+{
+	uint32_t events = net->want_read ? EPOLLIN : 0;
+
+	net->fd = fd;
+	net->want_write = false;
+	return loop_fd_add(net->loop, &net->node, fd, events, on_event, net);
+}
+
+/* The other side is gone. On the loop thread. */
+static void detach(struct net *net)
+{
+	loop_fd_del(&net->node);
+	pthread_mutex_lock(&net->lock);
+	close(net->fd);
+	net->fd = -1;
+	pthread_mutex_unlock(&net->lock);
+	log_warn(net->log, "%s: %s", net->name,
+		 net->child > 0 ? "its process ended; the guest has no network any more"
+				: "the other side has gone");
+	if (net->events.on_writable != NULL)
+		net->events.on_writable(
+			net->events.arg); /* frames are lost from now on, not kept */
+}
+
+static void on_event(void *arg, uint32_t events)
+{
+	struct net *net = arg;
+	bool readable, writable = false;
+	char byte;
+
+	/* Hanging up is told even when nobody wants to read; what came before it is still to be had. */
+	if (net->kind != &net_tap && (events & (EPOLLHUP | EPOLLERR)) &&
+	    (!(events & EPOLLIN) || recv(net->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0)) {
+		detach(net);
+		return;
+	}
+	pthread_mutex_lock(&net->lock);
+	readable = net->want_read && (events & EPOLLIN);
+	if (events & EPOLLOUT) {
+		writable = net->want_write && (net->kind != &net_stream || stream_push(net));
+		if (writable)
+			net->want_write = false;
+		update_events(net);
+	}
+	pthread_mutex_unlock(&net->lock);
+	if (writable)
+		net->events.on_writable(net->events.arg);
+	if (readable)
+		net->events.on_readable(net->events.arg);
+}
+
+/* One connection at a time: another one waits in the listener's queue until this one is gone. */
+static void on_connection(void *arg, uint32_t events)
+{
+	struct net *net = arg;
+	int fd;
+
+	(void)events;
+	fd = accept4(net->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	if (fd < 0)
+		return;
+	pthread_mutex_lock(&net->lock);
+	if (net->fd >= 0) {
+		close(fd);
+	} else {
+		stream_reset(net);
+		if (attach(net, fd) != 0) {
+			close(fd);
+			net->fd = -1;
+		}
+	}
+	pthread_mutex_unlock(&net->lock);
+}
+
+static int open_kind(struct net *net, struct config *node, struct error *err)
+{
+	const char *backend = config_get_default(node, "backend", "slirp");
+	bool listens = false;
+	int rc = config_get_bool(node, "listen", false, &listens, err);
+
+	if (rc != 0)
+		return rc;
+	snprintf(net->name, sizeof(net->name), "%s", backend);
+	if (listens && strncmp(backend, "unix:", 5) != 0)
+		return error_set(err, EINVAL, "listen: only with unix:PATH");
+	if (strcmp(backend, "slirp") == 0)
+		return slirp_open(net, node, err);
+	if (config_get(node, "hostfwd") != NULL || config_get(node, "open") != NULL)
+		return error_set(err, EINVAL, "hostfwd and open: only with slirp");
+	if (strncmp(backend, "tap=", 4) == 0)
+		return tap_open(net, backend + 4, err);
+	if (strncmp(backend, "tap", 3) == 0)
+		return tap_open(net, backend, err);
+	if (strncmp(backend, "unix:", 5) == 0)
+		return stream_open(net, backend + 5, listens, err);
+	return error_set(err, EINVAL,
+			 "backend=%s: there is no such network; there are slirp, tapN, tap=NAME, "
+			 "unix:PATH",
+			 backend);
+}
+
+int net_open(struct net **out, struct config *node, struct loop *loop, struct log *log,
+	     const struct net_events *events, struct error *err)
+{
+	struct net *net = calloc(1, sizeof(*net));
+	int rc;
+
+	if (net == NULL)
+		return error_set(err, ENOMEM, "network: out of memory");
+	net->fd = net->listener = -1;
+	net->loop = loop;
+	net->log = log;
+	net->events = *events;
+	pthread_mutex_init(&net->lock, NULL);
+	rc = open_kind(net, node, err);
+	if (rc == 0 && net->fd >= 0)
+		rc = attach(net, net->fd);
+	if (rc == 0 && net->listener >= 0)
+		rc = loop_fd_add(loop, &net->listener_node, net->listener, EPOLLIN, on_connection,
+				 net);
+	if (rc != 0) {
+		net_close(net);
+		return rc;
+	}
+	*out = net;
+	return 0;
+}
+
+/* Closing the socket ends slirp's process; one that hangs is killed. */
+static void end_child(pid_t child)
+{
+	for (unsigned i = 0; i < 100; i++) {
+		if (waitpid(child, NULL, WNOHANG) != 0)
+			return;
+		usleep(10000);
+	}
+	kill(child, SIGKILL);
+	waitpid(child, NULL, 0);
+}
+
+void net_close(struct net *net)
+{
+	if (net == NULL)
+		return;
+	loop_fd_del(&net->listener_node);
+	loop_fd_del(&net->node);
+	if (net->listener >= 0) {
+		close(net->listener);
+		unlink(net->path);
+	}
+	if (net->fd >= 0)
+		close(net->fd);
+	if (net->child > 0)
+		end_child(net->child);
+	pthread_mutex_destroy(&net->lock);
+	free(net->in);
+	free(net->out);
+	free(net);
+}
+
+int net_send(struct net *net, const struct iovec *iov, unsigned iovs)
+{
+	size_t length = 0;
+	ssize_t n = 0;
+
+	if (iovs > NET_IOVS)
+		return -EMSGSIZE;
+	for (unsigned i = 0; i < iovs; i++) {
+		if (iov[i].iov_len > NET_FRAME_MAX - length)
+			return -EMSGSIZE;
+		length += iov[i].iov_len;
+	}
+	if (length < NET_FRAME_MIN)
+		return -EMSGSIZE;
+	pthread_mutex_lock(&net->lock);
+	if (net->fd >= 0)
+		n = net->kind->send(net, iov, iovs, length);
+	if (n == -EAGAIN) {
+		net->want_write = true;
+		update_events(net);
+	}
+	pthread_mutex_unlock(&net->lock);
+	/* Any other error is a frame that got lost: an interface that is down, a process that ended. */
+	return n == -EAGAIN ? -EAGAIN : 0;
+}
+
+size_t net_receive(struct net *net, void *frame, size_t size)
+{
+	ssize_t n = 0;
+
+	pthread_mutex_lock(&net->lock);
+	/* What is too short to be a frame is skipped. */
+	while (net->fd >= 0 && (n = net->kind->receive(net, frame, size)) > 0 && n < NET_FRAME_MIN)
+		;
+	pthread_mutex_unlock(&net->lock);
+	return n > 0 ? (size_t)n : 0;
+}
+
+void net_receive_enable(struct net *net, bool on)
+{
+	pthread_mutex_lock(&net->lock);
+	if (net->want_read != on) {
+		net->want_read = on;
+		update_events(net);
+	}
+	pthread_mutex_unlock(&net->lock);
+}
+
+static ssize_t packet_send(struct net *net, const struct iovec *iov, unsigned iovs, size_t length)
+{
+	struct msghdr msg = {.msg_iov = (struct iovec *)iov, .msg_iovlen = iovs};
+
+	(void)length;
+	return sendmsg(net->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 ? -errno : 0;
+}
+
+static ssize_t packet_receive(struct net *net, void *frame, size_t size)
+{
+	ssize_t n = recv(net->fd, frame, size, MSG_DONTWAIT);
+
+	return n < 0 && errno != EAGAIN ? -errno : n < 0 ? 0 : n;
+}
+
+const struct net_kind net_packets = {packet_send, packet_receive};

@@ -1,0 +1,361 @@
+/*
+ * skep-slirp: a network in user space for one NIC, by libslirp, in a process of its own, so that what parses the
+ * guest's packets and the world's holds neither the guest's memory nor its disks. Started by skep only (slirp.c).
+ *
+ * It ends when skep closes its socket. It can neither start programs nor write to any file, and reads only below /etc
+ * (the host's DNS servers), where the kernel knows Landlock.
+ */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/landlock.h>
+#include <poll.h>
+#include <signal.h>
+#include <slirp/libslirp.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "backend/net/slirp.h"
+
+#define FRAME_MAX 65550
+#define TIMERS 16
+#define POLLS_MAX 4096
+#define SEND_MS 50 /* how long a frame waits for the guest before it is lost */
+
+struct timer {
+	SlirpTimerCb fn;
+	void *arg;
+	int64_t due_ms; /* -1: not armed */
+	bool used;
+};
+
+struct process {
+	Slirp *slirp;
+	struct timer timer[TIMERS];
+	struct pollfd polls[POLLS_MAX];
+	int npolls;
+};
+
+static int64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* Tells skep what went wrong, in the place of "started", and ends. */
+__attribute__((format(printf, 1, 2), noreturn)) static void refuse(const char *fmt, ...)
+{
+	char text[512];
+	va_list args;
+	int n;
+
+	va_start(args, fmt);
+	n = vsnprintf(text, sizeof(text), fmt, args);
+	va_end(args);
+	send(SLIRP_SOCKET, text, (size_t)n < sizeof(text) ? (size_t)n : sizeof(text) - 1,
+	     MSG_NOSIGNAL);
+	_exit(1);
+}
+
+static ssize_t on_packet(const void *bytes, size_t length, void *arg)
+{
+	struct pollfd p = {.fd = SLIRP_SOCKET, .events = POLLOUT};
+
+	(void)arg;
+	while (send(SLIRP_SOCKET, bytes, length, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) {
+		if (errno == EINTR)
+			continue;
+		if (errno != EAGAIN || poll(&p, 1, SEND_MS) <= 0)
+			return -1;
+	}
+	return (ssize_t)length;
+}
+
+static void on_guest_error(const char *text, void *arg)
+{
+	(void)text;
+	(void)arg;
+}
+
+static int64_t on_clock(void *arg)
+{
+	(void)arg;
+	return now_ns();
+}
+
+static void *on_timer_new(SlirpTimerCb fn, void *fn_arg, void *arg)
+{
+	struct process *process = arg;
+
+	for (unsigned i = 0; i < TIMERS; i++) {
+		if (!process->timer[i].used) {
+			process->timer[i] = (struct timer){fn, fn_arg, -1, true};
+			return &process->timer[i];
+		}
+	}
+	abort(); /* libslirp makes one a network */
+}
+
+static void on_timer_free(void *timer, void *arg)
+{
+	(void)arg;
+	((struct timer *)timer)->used = false;
+}
+
+static void on_timer_mod(void *timer, int64_t due_ms, void *arg)
+{
+	(void)arg;
+	((struct timer *)timer)->due_ms = due_ms;
+}
+
+static void on_poll_fd(int fd, void *arg)
+{
+	(void)fd;
+	(void)arg;
+}
+
+static void on_notify(void *arg)
+{
+	(void)arg;
+}
+
+static const SlirpCb callbacks = {
+	.send_packet = on_packet,
+	.guest_error = on_guest_error,
+	.clock_get_ns = on_clock,
+	.timer_new = on_timer_new,
+	.timer_free = on_timer_free,
+	.timer_mod = on_timer_mod,
+	.register_poll_fd = on_poll_fd,
+	.unregister_poll_fd = on_poll_fd,
+	.notify = on_notify,
+};
+
+static int add_poll(int fd, int events, void *arg)
+{
+	struct process *process = arg;
+	short wanted = (short)((events & SLIRP_POLL_IN ? POLLIN : 0) |
+			       (events & SLIRP_POLL_OUT ? POLLOUT : 0) |
+			       (events & SLIRP_POLL_PRI ? POLLPRI : 0));
+
+	if (process->npolls == POLLS_MAX)
+		return -1;
+	process->polls[process->npolls] = (struct pollfd){.fd = fd, .events = wanted};
+	return process->npolls++;
+}
+
+static int get_events(int index, void *arg)
+{
+	struct process *process = arg;
+	int got = index >= 0 && index < process->npolls ? process->polls[index].revents : 0;
+
+	return (got & POLLIN ? SLIRP_POLL_IN : 0) | (got & POLLOUT ? SLIRP_POLL_OUT : 0) |
+	       (got & POLLPRI ? SLIRP_POLL_PRI : 0) | (got & POLLERR ? SLIRP_POLL_ERR : 0) |
+	       (got & POLLHUP ? SLIRP_POLL_HUP : 0);
+}
+
+static void run_timers(struct process *process)
+{
+	int64_t now_ms = now_ns() / 1000000;
+
+	for (unsigned i = 0; i < TIMERS; i++) {
+		struct timer *timer = &process->timer[i];
+
+		if (timer->used && timer->due_ms >= 0 && timer->due_ms <= now_ms) {
+			timer->due_ms = -1;
+			timer->fn(timer->arg);
+		}
+	}
+}
+
+static int time_to_timer(const struct process *process, uint32_t at_most)
+{
+	int64_t now_ms = now_ns() / 1000000, left = at_most;
+
+	for (unsigned i = 0; i < TIMERS; i++) {
+		const struct timer *timer = &process->timer[i];
+
+		if (timer->used && timer->due_ms >= 0 && timer->due_ms - now_ms < left)
+			left = timer->due_ms > now_ms ? timer->due_ms - now_ms : 0;
+	}
+	return (int)left;
+}
+
+/* What the guest has sent, a few frames at a time. False: skep has gone. */
+static bool take_frames(struct process *process)
+{
+	static uint8_t frame[FRAME_MAX];
+
+	for (unsigned i = 0; i < 64; i++) {
+		ssize_t n = recv(SLIRP_SOCKET, frame, sizeof(frame), MSG_DONTWAIT);
+
+		if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
+			return false;
+		if (n < 0)
+			return true;
+		slirp_input(process->slirp, frame, (int)n);
+	}
+	return true;
+}
+
+static void run(struct process *process)
+{
+	for (;;) {
+		uint32_t timeout = 1000;
+		int n;
+
+		process->npolls = 0;
+		add_poll(SLIRP_SOCKET, SLIRP_POLL_IN, process);
+		slirp_pollfds_fill(process->slirp, &timeout, add_poll, process);
+		n = poll(process->polls, (nfds_t)process->npolls, time_to_timer(process, timeout));
+		if (n < 0 && errno != EINTR)
+			return;
+		if (process->polls[0].revents && !take_frames(process))
+			return;
+		slirp_pollfds_poll(process->slirp, n < 0, get_events, process);
+		run_timers(process);
+	}
+}
+
+/* "[ADDR]:PORT"; an empty address is `any`. Returns what follows, NULL: wrong. */
+static const char *parse_end(const char *text, char end, const char *any, struct in_addr *addr,
+			     int *port)
+{
+	const char *colon = strchr(text, ':');
+	char host[32], *after;
+	unsigned long n;
+
+	if (colon == NULL || (size_t)(colon - text) >= sizeof(host))
+		return NULL;
+	memcpy(host, text, (size_t)(colon - text));
+	host[colon - text] = '\0';
+	if (inet_pton(AF_INET, host[0] ? host : any, addr) != 1 || colon[1] < '0' || colon[1] > '9')
+		return NULL;
+	n = strtoul(colon + 1, &after, 10);
+	if (n == 0 || n > 65535 || *after != end)
+		return NULL;
+	*port = (int)n;
+	return after;
+}
+
+/* tcp|udp:[ADDR]:PORT-[GUEST]:PORT */
+static void forward(Slirp *slirp, const char *rule)
+{
+	bool udp = strncmp(rule, "udp:", 4) == 0;
+	struct in_addr host, guest;
+	int host_port, guest_port;
+	const char *at = NULL;
+
+	if (udp || strncmp(rule, "tcp:", 4) == 0)
+		at = parse_end(rule + 4, '-', "0.0.0.0", &host, &host_port);
+	if (at != NULL)
+		at = parse_end(at + 1, '\0', "10.0.2.15", &guest, &guest_port);
+	if (at == NULL)
+		refuse("hostfwd=%s: should be tcp|udp:[ADDRESS]:PORT-[GUEST-ADDRESS]:PORT, several "
+		       "of "
+		       "them with ';' between",
+		       rule);
+	if (slirp_add_hostfwd(slirp, udp, host, host_port, guest, guest_port) != 0)
+		refuse("hostfwd=%s: port %d of this host: %s", rule, host_port, strerror(errno));
+}
+
+static void forward_all(Slirp *slirp, char *rules)
+{
+	char *rule, *rest = rules;
+
+	while (rules[0] != '\0' && (rule = strsep(&rest, ";")) != NULL)
+		forward(slirp, rule);
+}
+
+static Slirp *create(struct process *process, bool open)
+{
+	SlirpConfig config = {
+		.version = 4,
+		.restricted = !open,
+		.in_enabled = true,
+		.in6_enabled = true,
+		.vhostname = "skep",
+		.vprefix_len = 64,
+	};
+
+	inet_pton(AF_INET, "10.0.2.0", &config.vnetwork);
+	inet_pton(AF_INET, "255.255.255.0", &config.vnetmask);
+	inet_pton(AF_INET, "10.0.2.2", &config.vhost);
+	inet_pton(AF_INET, "10.0.2.15", &config.vdhcp_start);
+	inet_pton(AF_INET, "10.0.2.3", &config.vnameserver);
+	inet_pton(AF_INET6, "fec0::", &config.vprefix_addr6);
+	inet_pton(AF_INET6, "fec0::2", &config.vhost6);
+	inet_pton(AF_INET6, "fec0::3", &config.vnameserver6);
+	return slirp_new(&config, &callbacks, process);
+}
+
+/* Files can be read below /etc and nowhere else; nothing can be written or executed. A kernel without Landlock: no
+ * harm, no help. */
+static void confine(void)
+{
+	struct landlock_ruleset_attr attr = {
+		.handled_access_fs = LANDLOCK_ACCESS_FS_EXECUTE | LANDLOCK_ACCESS_FS_WRITE_FILE |
+				     LANDLOCK_ACCESS_FS_READ_FILE | LANDLOCK_ACCESS_FS_READ_DIR |
+				     LANDLOCK_ACCESS_FS_REMOVE_DIR |
+				     LANDLOCK_ACCESS_FS_REMOVE_FILE | LANDLOCK_ACCESS_FS_MAKE_CHAR |
+				     LANDLOCK_ACCESS_FS_MAKE_DIR | LANDLOCK_ACCESS_FS_MAKE_REG |
+				     LANDLOCK_ACCESS_FS_MAKE_SOCK | LANDLOCK_ACCESS_FS_MAKE_FIFO |
+				     LANDLOCK_ACCESS_FS_MAKE_BLOCK | LANDLOCK_ACCESS_FS_MAKE_SYM,
+	};
+	/* resolv.conf may be a link into /run. */
+	static const char *const readable[] = {"/etc", "/run/systemd/resolve", "/run/resolvconf"};
+	int set = (int)syscall(SYS_landlock_create_ruleset, &attr, sizeof(attr), 0);
+
+	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+	prctl(PR_SET_DUMPABLE, 0);
+	for (unsigned i = 0; set >= 0 && i < sizeof(readable) / sizeof(readable[0]); i++) {
+		struct landlock_path_beneath_attr rule = {
+			.allowed_access = LANDLOCK_ACCESS_FS_READ_FILE |
+					  LANDLOCK_ACCESS_FS_READ_DIR,
+			.parent_fd = open(readable[i], O_PATH | O_CLOEXEC),
+		};
+
+		if (rule.parent_fd < 0)
+			continue;
+		syscall(SYS_landlock_add_rule, set, LANDLOCK_RULE_PATH_BENEATH, &rule, 0);
+		close(rule.parent_fd);
+	}
+	if (set >= 0) {
+		syscall(SYS_landlock_restrict_self, set, 0);
+		close(set);
+	}
+}
+
+int main(int argc, char *argv[])
+{
+	static struct process process;
+	int type;
+
+	if (argc != 3 ||
+	    getsockopt(SLIRP_SOCKET, SOL_SOCKET, SO_TYPE, &type, &(socklen_t){sizeof(type)}) != 0) {
+		fprintf(stderr, "skep-slirp: skep starts this for a network card with the back end "
+				"slirp\n");
+		return 4;
+	}
+	syscall(SYS_close_range, SLIRP_SOCKET + 1, ~0u, 0);
+	fcntl(SLIRP_SOCKET, F_SETFD, FD_CLOEXEC);
+	signal(SIGPIPE, SIG_IGN);
+	process.slirp = create(&process, strcmp(argv[1], "open") == 0);
+	if (process.slirp == NULL)
+		refuse("libslirp refuses to start");
+	forward_all(process.slirp, argv[2]);
+	confine();
+	send(SLIRP_SOCKET, "", 1, MSG_NOSIGNAL);
+	run(&process);
+	return 0;
+}

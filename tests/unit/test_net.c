@@ -1,0 +1,309 @@
+/*
+ * Network back ends: pairs on a UNIX socket, slirp's process, refusals.
+ */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "backend/net/net.h"
+
+#define PATIENCE 20 /* seconds */
+
+static struct log quiet = {.fd = -1, .lock = PTHREAD_MUTEX_INITIALIZER};
+
+/* One end, as a NIC would hold it; the loop runs in a thread. */
+struct end {
+	struct net *net;
+	pthread_mutex_t lock;
+	pthread_cond_t cond;
+	unsigned readable, writable;
+};
+
+struct machine {
+	struct loop *loop;
+	pthread_t thread;
+	struct end end[2];
+};
+
+static void *run_loop(void *arg)
+{
+	loop_run(arg);
+	return NULL;
+}
+
+static void on_readable(void *arg)
+{
+	struct end *end = arg;
+
+	net_receive_enable(end->net, false);
+	pthread_mutex_lock(&end->lock);
+	end->readable++;
+	pthread_cond_signal(&end->cond);
+	pthread_mutex_unlock(&end->lock);
+}
+
+static void on_writable(void *arg)
+{
+	struct end *end = arg;
+
+	pthread_mutex_lock(&end->lock);
+	end->writable++;
+	pthread_cond_signal(&end->cond);
+	pthread_mutex_unlock(&end->lock);
+}
+
+static int setup(void **state)
+{
+	struct machine *m = calloc(1, sizeof(*m));
+
+	assert_int_equal(loop_create(&m->loop, NULL), 0);
+	for (unsigned i = 0; i < 2; i++) {
+		pthread_mutex_init(&m->end[i].lock, NULL);
+		pthread_cond_init(&m->end[i].cond, NULL);
+	}
+	pthread_create(&m->thread, NULL, run_loop, m->loop);
+	*state = m;
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	struct machine *m = *state;
+
+	for (unsigned i = 0; i < 2; i++)
+		net_close(m->end[i].net);
+	loop_stop(m->loop);
+	pthread_join(m->thread, NULL);
+	loop_destroy(m->loop);
+	free(m);
+	return 0;
+}
+
+static int try_open(struct machine *m, unsigned i, const char *list, struct error *err)
+{
+	struct config *node = config_create();
+	struct net_events events = {on_readable, on_writable, &m->end[i]};
+	int rc;
+
+	assert_int_equal(config_set_list(node, list, "backend", err), 0);
+	rc = net_open(&m->end[i].net, node, m->loop, &quiet, &events, err);
+	config_destroy(node);
+	return rc;
+}
+
+static void open_ok(struct machine *m, unsigned i, const char *list)
+{
+	struct error err = {""};
+
+	if (try_open(m, i, list, &err) != 0)
+		fail_msg("%s", err.text);
+}
+
+static void refuse(struct machine *m, const char *list, int error, const char *text)
+{
+	struct error err = {""};
+
+	assert_int_equal(try_open(m, 1, list, &err), -error);
+	if (strstr(err.text, text) == NULL)
+		fail_msg("'%s' lacks '%s'", err.text, text);
+}
+
+/* The next frame, whenever it comes. */
+static size_t receive(struct end *end, uint8_t *frame)
+{
+	struct timespec deadline;
+	size_t n;
+
+	clock_gettime(CLOCK_REALTIME, &deadline);
+	deadline.tv_sec += PATIENCE;
+	while ((n = net_receive(end->net, frame, NET_FRAME_MAX)) == 0) {
+		pthread_mutex_lock(&end->lock);
+		end->readable = 0;
+		net_receive_enable(end->net, true);
+		while (end->readable == 0)
+			assert_int_equal(pthread_cond_timedwait(&end->cond, &end->lock, &deadline),
+					 0);
+		pthread_mutex_unlock(&end->lock);
+	}
+	return n;
+}
+
+static int send_bytes(struct end *end, const uint8_t *bytes, size_t length)
+{
+	struct iovec iov[2] = {{(void *)bytes, 5}, {(void *)(bytes + 5), length - 5}};
+
+	return net_send(end->net, iov, 2);
+}
+
+static void fill(uint8_t *bytes, size_t length, unsigned seed)
+{
+	for (size_t i = 0; i < length; i++)
+		bytes[i] = (uint8_t)(seed + i * 13);
+}
+
+/* Until the socket is full and on; nothing is lost, nothing is turned round. */
+static void test_pair(void **state)
+{
+	static uint8_t frame[NET_FRAME_MAX], back[NET_FRAME_MAX];
+	struct machine *m = *state;
+	unsigned sent = 0, got = 0;
+	char list[128];
+
+	snprintf(list, sizeof(list), "unix:/tmp/skep-test-net-%d,listen", getpid());
+	open_ok(m, 0, list);
+	*strchr(list, ',') = '\0';
+	open_ok(m, 1, list);
+	for (unsigned round = 0; round < 3; round++) {
+		for (;; sent++) {
+			fill(frame, sizeof(frame), sent);
+			if (send_bytes(&m->end[1], frame, 14 + sent * 977 % 65000) == -EAGAIN)
+				break;
+			assert_true(sent < 100000);
+		}
+		for (; got < sent; got++) {
+			size_t n = receive(&m->end[0], back);
+
+			fill(frame, sizeof(frame), got);
+			assert_int_equal(n, 14 + got * 977 % 65000);
+			assert_memory_equal(frame, back, n);
+		}
+		pthread_mutex_lock(&m->end[1].lock);
+		while (m->end[1].writable <= round) {
+			struct timespec deadline = {.tv_sec = time(NULL) + PATIENCE};
+
+			assert_int_equal(
+				pthread_cond_timedwait(&m->end[1].cond, &m->end[1].lock, &deadline),
+				0);
+		}
+		pthread_mutex_unlock(&m->end[1].lock);
+	}
+	assert_int_equal(send_bytes(&m->end[1], frame, 13), -EMSGSIZE);
+	/* One goes, another comes. */
+	net_close(m->end[1].net);
+	usleep(50000);
+	open_ok(m, 1, list);
+	assert_int_equal(send_bytes(&m->end[1], frame, 100), 0);
+	assert_int_equal(receive(&m->end[0], back), 100);
+	refuse(m, "unix:/tmp", ECONNREFUSED, "nobody listens");
+}
+
+/* Lengths that no frame has. */
+static void test_bad_stream(void **state)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	struct machine *m = *state;
+	uint8_t back[16];
+	char list[160];
+	int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+
+	snprintf(address.sun_path, sizeof(address.sun_path), "/tmp/skep-test-bad-%d", getpid());
+	snprintf(list, sizeof(list), "unix:%s,listen", address.sun_path);
+	open_ok(m, 0, list);
+	assert_int_equal(connect(fd, (struct sockaddr *)&address, sizeof(address)), 0);
+	assert_int_equal(send(fd, "\377\377\377\377 and so on", 14, 0), 14);
+	for (unsigned i = 0; i < 100 && m->end[0].readable == 0; i++) {
+		static uint8_t frame[NET_FRAME_MAX];
+
+		net_receive_enable(m->end[0].net, true);
+		usleep(20000);
+		assert_int_equal(net_receive(m->end[0].net, frame, sizeof(frame)), 0);
+	}
+	/* The connection is closed, not the network. */
+	assert_true(recv(fd, back, sizeof(back), 0) <= 0);
+	close(fd);
+}
+
+/* Who has 10.0.2.2? (RFC 826) */
+static void test_slirp(void **state)
+{
+	static uint8_t back[NET_FRAME_MAX];
+	static const uint8_t arp[60] = {255, 255, 255, 255, 255, 255, 2, 0, 0, 0, 0,  1, 8, 6,
+					0,   1,	  8,   0,   6,	 4,   0, 1, 2, 0, 0,  0, 0, 1,
+					10,  0,	  2,   15,  0,	 0,   0, 0, 0, 0, 10, 0, 2, 2};
+	static const uint8_t answer[] = {8, 6, 0, 1, 8, 0, 6, 4, 0, 2};
+	struct machine *m = *state;
+	size_t n;
+
+	open_ok(m, 0, "slirp");
+	assert_int_equal(send_bytes(&m->end[0], arp, sizeof(arp)), 0);
+	do
+		n = receive(&m->end[0], back);
+	while (n < 42 || memcmp(back + 12, answer, sizeof(answer)) != 0);
+	assert_memory_equal(back + 28, "\12\0\2\2", 4);
+}
+
+static uint16_t free_port(int *fd)
+{
+	struct sockaddr_in address = {.sin_family = AF_INET,
+				      .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	socklen_t length = sizeof(address);
+
+	*fd = socket(AF_INET, SOCK_STREAM, 0);
+	assert_int_equal(bind(*fd, (struct sockaddr *)&address, length), 0);
+	assert_int_equal(getsockname(*fd, (struct sockaddr *)&address, &length), 0);
+	return ntohs(address.sin_port);
+}
+
+/* A connection to the host's port makes slirp look for the guest. */
+static void test_hostfwd(void **state)
+{
+	static uint8_t back[NET_FRAME_MAX];
+	struct sockaddr_in address = {.sin_family = AF_INET,
+				      .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	struct machine *m = *state;
+	char list[128];
+	int fd, client = socket(AF_INET, SOCK_STREAM, 0);
+	uint16_t port = free_port(&fd);
+	size_t n;
+
+	assert_int_equal(listen(fd, 1), 0);
+	snprintf(list, sizeof(list), "slirp,hostfwd=tcp:127.0.0.1:%u-:22", port);
+	refuse(m, list, EINVAL, "Address already in use");
+	close(fd);
+	refuse(m, "slirp,hostfwd=tcp:127.0.0.1:99999-:22", EINVAL, "should be tcp|udp");
+	refuse(m, "slirp,hostfwd=tcp:22", EINVAL, "should be tcp|udp");
+	snprintf(list, sizeof(list), "slirp,hostfwd=udp::%u-:53;tcp:127.0.0.1:%u-:22", port, port);
+	open_ok(m, 0, list);
+	address.sin_port = htons(port);
+	assert_int_equal(connect(client, (struct sockaddr *)&address, sizeof(address)), 0);
+	do
+		n = receive(&m->end[0], back);
+	while (n < 42 || back[12] != 8 || back[13] != 6);
+	assert_memory_equal(back + 38, "\12\0\2\17", 4); /* who has 10.0.2.15? */
+	close(client);
+}
+
+static void test_refusals(void **state)
+{
+	struct machine *m = *state;
+
+	refuse(m, "bridge0", EINVAL, "there are slirp, tapN, tap=NAME, unix:PATH");
+	refuse(m, "slirp,listen", EINVAL, "listen: only with");
+	refuse(m, "tap0,open", EINVAL, "only with slirp");
+	refuse(m, "unix:/nowhere/at-all", ENOENT, "No such file");
+	refuse(m, "tap=a-name-that-is-far-too-long", EINVAL, "a name has");
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(test_pair, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_bad_stream, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_slirp, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_hostfwd, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_refusals, setup, teardown),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
