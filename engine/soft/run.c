@@ -1,6 +1,5 @@
 /* Full: finding or making the block at RIP, and running it. */
 #include <errno.h>
-#include <stdio.h>
 #include <string.h>
 
 #include "engine/soft/decode.h"
@@ -33,16 +32,11 @@ static bool crosses_page(struct soft_cpu *cpu, uint64_t gpa, unsigned n)
 	return insn_decode(bytes, n, cpu->mode, &insn) == -ENODATA;
 }
 
-static enum soft_next no_code_memory(struct soft_cpu *cpu, uint64_t gpa)
+/* Nobody answers on the bus: all ones, and FF FF is no instruction. An instruction that only ends there might be one
+ * on a real machine; it is #UD too. */
+static enum soft_next no_code_memory(struct soft_cpu *cpu)
 {
-	struct vm_exit *exit = cpu->exit;
-
-	exit->code = EXIT_FAIL;
-	exit->fail.hw_reason = 0;
-	snprintf(exit->fail.text, sizeof(exit->fail.text),
-		 "the guest jumped to guest-physical address %#llx, where there is no memory",
-		 (unsigned long long)gpa);
-	return NEXT_EXIT;
+	return soft_raise(cpu, X86_UD);
 }
 
 static enum soft_next translate_block(struct soft_cpu *cpu, const struct block_key *key,
@@ -52,8 +46,8 @@ static enum soft_next translate_block(struct soft_cpu *cpu, const struct block_k
 	int error;
 
 	/* A full cache is thrown away and the block tried again. A write to the page may end the watch before the
-	 * lock is ours; that many of them in a row do not happen. */
-	for (unsigned tries = 0; tries < 100; tries++) {
+	 * lock is ours; after some of those in a row the vCPU looks at what else there is to do. */
+	for (unsigned tries = 0; tries < 16; tries++) {
 		cache_watch_page(cpu, key->gpa);
 		if (gpa2 != ~0ull)
 			cache_watch_page(cpu, gpa2);
@@ -69,9 +63,9 @@ static enum soft_next translate_block(struct soft_cpu *cpu, const struct block_k
 		if (error == -ENOSPC)
 			cache_flush(cpu);
 		else if (error != -EAGAIN)
-			break;
+			return no_code_memory(cpu);
 	}
-	return no_code_memory(cpu, key->gpa);
+	return NEXT_LEAVE;
 }
 
 /* The block at cpu->rip, translated if need be. NEXT_GO with *block; else a fault or an exit. */
@@ -90,7 +84,7 @@ static enum soft_next run_block_get(struct soft_cpu *cpu, struct soft_block **bl
 	if (*block)
 		return NEXT_GO;
 	if (!memory_find(&svm->vm->memory, gpa, 1))
-		return no_code_memory(cpu, gpa);
+		return no_code_memory(cpu);
 	left = PAGE - (unsigned)(gpa & (PAGE - 1));
 	if (crosses_page(cpu, gpa, left)) {
 		uint64_t next = linear + left;
@@ -100,7 +94,7 @@ static enum soft_next run_block_get(struct soft_cpu *cpu, struct soft_block **bl
 		if (soft_translate_va(cpu, next, ACCESS_FETCH, &gpa2, NULL))
 			return NEXT_FAULT;
 		if (!memory_find(&svm->vm->memory, gpa2, 1))
-			return no_code_memory(cpu, gpa2);
+			return no_code_memory(cpu);
 	}
 	if (!(cpu->mode & MODE_CODE64))
 		limit_left = cpu->seg[X86_CS].limit - cpu->rip;
@@ -113,8 +107,11 @@ enum soft_next soft_run(struct soft_cpu *cpu)
 	struct soft_block *block = NULL;
 	enum soft_next next = run_block_get(cpu, &block);
 
-	if (next != NEXT_GO)
+	if (next != NEXT_GO) {
+		/* Nothing was executed: no single step. */
+		cpu->step_trap &= next != NEXT_LEAVE;
 		return next;
+	}
 	/* A shadow is over after this instruction, unless it makes a new one. */
 	cpu->stepping = cpu->mode & (MODE_STEP | MODE_SHADOW);
 	if (cpu->mode & MODE_SHADOW) {

@@ -140,6 +140,9 @@ static void emit_head(struct translation *t, struct soft_block *block)
 	emit_lea(e, t->mode & MODE_CODE64 ? 8 : 4, H_RCX, hmem(H_RCX, -(int32_t)t->start));
 	emit_store(e, 8, CPU(page_rip), H_RCX);
 	block->local = t->base + emit_pos(e);
+	/* A block of one instruction always executes it: its end is a single step's or a shadow's end. */
+	if (t->mode & (MODE_STEP | MODE_SHADOW))
+		return;
 	emit_load(e, 8, H_RCX, CPU(run_ok));
 	jump = emit_jrcxz(e);
 	if (!e->overflow)

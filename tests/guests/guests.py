@@ -85,6 +85,7 @@ GUESTS = [
     Guest('xmc', '-c', '2', needs=HARDWARE),
     Guest('hammer', '-c', '2', needs=NATIVE),
     Guest('hammer4', '-c', '4', source='hammer', needs=NATIVE),
+    Guest('shadow', '-c', '2', needs=HARDWARE),
     Guest('pio'),
     Guest('mmio'),
     Guest('msr_strict'),

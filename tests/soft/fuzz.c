@@ -1,7 +1,8 @@
 /*
  * Fuzzer of the soft engine: random code in random modes, with random page tables, descriptor tables and task
  * state. What the guest does is its own affair; skep must neither crash, hang, nor let the vCPU get into a state that
- * no CPU can be in.
+ * no CPU can be in. Translated code reaches memory by a tag of the inline TLB that matches and no other way, so after
+ * each case every tag is looked at: what could match leads to a whole page of this guest's RAM or ROM.
  *
  *   fuzz [-n CASES] [-t SECONDS] [-s SEED] [-c FIRST] [-v]
  *
@@ -18,6 +19,7 @@
 
 #include "engine/soft/decode.h"
 #include "engine/soft/soft.h"
+#include "engine/soft/tlb.h"
 
 #define MEMORY (4ull << 20)
 #define EXITS_MAX 40
@@ -489,6 +491,73 @@ static const char *impossible(const struct x86_state *s)
 	return NULL;
 }
 
+/* The memory region with the host page at `host`. */
+static const struct memory_region *region_at(const struct memory *mem, uint64_t host)
+{
+	for (unsigned i = 0; i < mem->nregions; i++) {
+		const struct memory_region *r = &mem->region[i];
+
+		if (host - (uintptr_t)r->hva <= r->len - 4096)
+			return r;
+	}
+	return NULL;
+}
+
+/* Can an address with this entry's index match? Then it is of the one page that this gives. */
+static bool tag_matches(uint64_t tag, unsigned i)
+{
+	return (-tag >> 12 & (TLB_ENTRIES - 1)) == i;
+}
+
+static const char *entry_escapes(const struct memory *mem, const struct soft_tlb *tlb, unsigned i,
+				 bool written_code)
+{
+	bool read = tag_matches(tlb->rtag[i], i), write = tag_matches(tlb->wtag[i], i);
+	const struct memory_region *r;
+
+	if (read &&
+	    ((-tlb->rtag[i] & 0xfff) || !(r = region_at(mem, tlb->addend[i] - tlb->rtag[i]))))
+		return "a read tag leads out of memory";
+	if (!write)
+		return NULL;
+	r = -tlb->wtag[i] & 0xfff ? NULL : region_at(mem, tlb->addend[i] - tlb->wtag[i]);
+	if (!r || r->kind != MEMORY_RAM)
+		return "a write tag leads out of RAM";
+	return written_code ? "a write tag for a page with code" : NULL;
+}
+
+static bool page_has_code(struct soft_vm *svm, uint64_t host)
+{
+	const struct memory_region *r = region_at(&svm->vm->memory, host);
+	_Atomic uint8_t *attr = r ? page_attr(svm, (host - (uintptr_t)r->hva + r->gpa) & ~0xfffull)
+				  : NULL;
+
+	return attr && (*attr & PAGE_CODE);
+}
+
+/* All tables of the vCPU, which is not running. */
+static const char *escape(struct soft_vm *svm, const struct soft_cpu *cpu)
+{
+	const char *why = NULL;
+
+	for (unsigned n = 0; n < SLOTS * TLB_KINDS && !why; n++) {
+		const struct soft_slot *slot = &cpu->slots->slot[n / TLB_KINDS];
+		const struct soft_tlb *tlb = slot->tlb[n % TLB_KINDS];
+
+		for (unsigned i = 0; i < TLB_ENTRIES && !why; i++) {
+			bool live = tag_matches(tlb->rtag[i], i) || tag_matches(tlb->wtag[i], i);
+
+			if (!live)
+				continue;
+			if (!slot->used || !(slot->touched[n % TLB_KINDS] >> i / 64 & 1))
+				return "a tag that no flush will find";
+			why = entry_escapes(&svm->vm->memory, tlb, i,
+					    page_has_code(svm, tlb->addend[i] - tlb->wtag[i]));
+		}
+	}
+	return why;
+}
+
 static int run_case(struct vcpu *vcpu, void *arg)
 {
 	struct fuzz *f = arg;
@@ -506,7 +575,9 @@ static int run_case(struct vcpu *vcpu, void *arg)
 			break;
 		}
 		f->exits[vcpu->exit.code]++;
-		if (vcpu->exit.code == EXIT_SHUTDOWN || vcpu->exit.code == EXIT_FAIL)
+		if (vcpu->exit.code == EXIT_FAIL)
+			f->failure = "the engine gave up";
+		if (vcpu->exit.code == EXIT_SHUTDOWN)
 			break;
 		kicks += vcpu->exit.code == EXIT_BOGUS;
 		answer(f, &vcpu->exit);
@@ -515,6 +586,8 @@ static int run_case(struct vcpu *vcpu, void *arg)
 	engine->vcpu_get_state(vcpu, f->state);
 	if (!f->failure)
 		f->failure = impossible(f->state);
+	if (!f->failure)
+		f->failure = escape(f->vm->engine_data, vcpu->engine_data);
 	if (!f->failure && engine->vcpu_set_state(vcpu, f->state))
 		f->failure = "its own state was refused";
 	return 0;
