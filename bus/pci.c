@@ -30,10 +30,20 @@ struct pci_bus_state {
 	uint32_t address;
 };
 
+/* What the eight INTx wires drive: their I/O APIC pins and, as the LPC bridge says, ISA interrupts. */
+struct pci_wire {
+	unsigned holders;
+	struct irq_source pin, isa;
+	bool routed;
+};
+
 struct pci_bus {
 	struct device device;
 	struct pci_bus_state state;
 	struct io_range ports, ecam;
+	struct pci_wire wire[PCI_WIRES];
+	struct pci_function *functions; /* those added */
+	unsigned waiting;		/* BARs that found something else where they should be */
 	struct device *reset;
 	uint8_t (*reset_read)(struct device *reset);
 	void (*reset_write)(struct device *reset, uint8_t value);
@@ -147,6 +157,399 @@ static int function_link(struct pci_bus *bus, struct pci_function *fn)
 											: -EEXIST;
 }
 
+/* --- base address registers ------------------------------------------------------------------------ */
+
+/* Under the bus's lock, as all of bar_*(). */
+static struct io_bus *bar_bus(struct pci_bus *bus, const struct pci_bar *bar)
+{
+	return bar->kind == PCI_BAR_IO ? &bus->device.vm->pio : &bus->device.vm->mmio;
+}
+
+static void bar_map(struct pci_bus *bus, struct pci_bar *bar)
+{
+	bar->range.base = bar->base;
+	bar->mapped = io_range_add(bar_bus(bus, bar), &bar->range, NULL) == 0;
+	if (!bar->mapped)
+		bus->waiting++;
+}
+
+static void bar_place(struct pci_bus *bus, struct pci_bar *bar, bool wanted, uint64_t base)
+{
+	if (bar->wanted == wanted && (!wanted || bar->base == base))
+		return;
+	if (bar->mapped)
+		io_range_del(bar_bus(bus, bar), &bar->range);
+	else if (bar->wanted)
+		bus->waiting--;
+	bar->mapped = false;
+	bar->wanted = wanted;
+	bar->base = base;
+	if (wanted)
+		bar_map(bus, bar);
+}
+
+/* Something moved away: whoever waited for its place may have it now. */
+static void bars_retry(struct pci_bus *bus)
+{
+	if (!bus->waiting)
+		return;
+	for (struct pci_function *fn = bus->functions; fn; fn = fn->next) {
+		for (unsigned i = 0; i < PCI_BARS; i++) {
+			if (!fn->bar[i].wanted || fn->bar[i].mapped)
+				continue;
+			bus->waiting--;
+			bar_map(bus, &fn->bar[i]);
+		}
+	}
+}
+
+static uint64_t bar_address(const struct pci_function *fn, unsigned n)
+{
+	const struct pci_bar *bar = &fn->bar[n];
+	uint64_t base = pci_get32(fn, PCI_BAR(n));
+
+	if (bar->kind == PCI_BAR_MEM64)
+		base |= (uint64_t)pci_get32(fn, PCI_BAR(n + 1)) << 32;
+	return base & ~(bar->size - 1);
+}
+
+static void wire_hold(struct pci_bus *bus, struct pci_function *fn, bool hold);
+
+/* What the rest of the machine sees of the configuration bytes follows them. Under the device's lock, or with the
+ * vCPUs parked. */
+static void function_follow(struct pci_function *fn)
+{
+	struct pci_bus *bus = fn->device->vm->pci;
+	uint16_t command = pci_get16(fn, PCI_COMMAND);
+
+	if (!fn->added)
+		return;
+	pthread_mutex_lock(&bus->device.lock);
+	for (unsigned i = 0; i < PCI_BARS; i++) {
+		struct pci_bar *bar = &fn->bar[i];
+		uint16_t enable = bar->kind == PCI_BAR_IO ? PCI_COMMAND_IO : PCI_COMMAND_MEMORY;
+
+		if (bar->kind != PCI_BAR_NONE)
+			bar_place(bus, bar, command & enable, bar_address(fn, i));
+	}
+	bars_retry(bus);
+	wire_hold(bus, fn, fn->intx && !(command & PCI_COMMAND_INTX_DISABLE));
+	pthread_mutex_unlock(&bus->device.lock);
+}
+
+void pci_add_bar(struct pci_function *fn, unsigned n, enum pci_bar_kind kind, uint64_t size,
+		 const char *name, const struct io_ops *ops, void *arg)
+{
+	struct pci_bar *bar = &fn->bar[n];
+
+	bar->kind = kind;
+	bar->size = size;
+	bar->range = (struct io_range){name, 0, size, ops, arg};
+	pci_set_writable(fn, PCI_BAR(n), 4,
+			 (uint32_t) ~(size - 1) & (kind == PCI_BAR_IO ? ~3u : ~15u));
+	if (kind == PCI_BAR_MEM64)
+		pci_set_writable(fn, PCI_BAR(n + 1), 4, (uint32_t)(~(size - 1) >> 32));
+}
+
+/* The first function with a BAR of that address space whose assigned place meets [base, base + size). */
+static const struct pci_bar *assigned_overlap(const struct pci_bus *bus,
+					      const struct pci_function *also, bool io,
+					      uint64_t base, uint64_t size)
+{
+	for (const struct pci_function *fn = also; fn;
+	     fn = fn == also ? bus->functions : fn->next) {
+		for (unsigned i = 0; i < PCI_BARS; i++) {
+			const struct pci_bar *bar = &fn->bar[i];
+
+			if (bar->assigned && (bar->kind == PCI_BAR_IO) == io &&
+			    base < bar->assigned + bar->size && bar->assigned < base + size)
+				return bar;
+		}
+	}
+	return NULL;
+}
+
+/* Nobody else does it: there is no firmware. First fit in the windows that _CRS names. */
+static int bar_assign(struct pci_bus *bus, struct pci_function *fn, struct pci_bar *bar,
+		      struct error *err)
+{
+	const struct memory *mem = &bus->device.vm->memory;
+	uint64_t base = PCI_MEM32_BASE, end = PCI_MEM32_END;
+	const struct pci_bar *other;
+
+	if (bar->kind == PCI_BAR_IO) {
+		base = PCI_IO_BASE;
+		end = PCI_IO_END;
+	} else if (bar->kind == PCI_BAR_MEM64 && bar->size >= PCI_BAR_LARGE) {
+		base = pci_mem64_base(MEMORY_HIGH_BASE + mem->high);
+		end = base + PCI_MEM64_SIZE;
+	}
+	base = (base + bar->size - 1) & ~(bar->size - 1);
+	while ((other = assigned_overlap(bus, fn, bar->kind == PCI_BAR_IO, base, bar->size)))
+		base = (other->assigned + other->size + bar->size - 1) & ~(bar->size - 1);
+	if (base + bar->size > end)
+		return error_set(err, ENOSPC,
+				 "no room left for a BAR of %llu bytes: too many PCI devices",
+				 (unsigned long long)bar->size);
+	bar->assigned = base;
+	return 0;
+}
+
+static int function_assign(struct pci_bus *bus, struct pci_function *fn, struct error *err)
+{
+	uint16_t command = (uint16_t)bytes_get(fn->reset + PCI_COMMAND, 2);
+
+	for (unsigned i = 0; i < PCI_BARS; i++) {
+		struct pci_bar *bar = &fn->bar[i];
+		uint32_t type = bar->kind == PCI_BAR_IO ? 1 : bar->kind == PCI_BAR_MEM64 ? 4 : 0;
+		int rc;
+
+		if (bar->kind == PCI_BAR_NONE)
+			continue;
+		bar->assigned = 0;
+		rc = bar_assign(bus, fn, bar, err);
+		if (rc)
+			return rc;
+		if (bar->prefetchable)
+			type |= 8;
+		pci_set32(fn, PCI_BAR(i), (uint32_t)bar->assigned | type);
+		if (bar->kind == PCI_BAR_MEM64)
+			pci_set32(fn, PCI_BAR(i + 1), (uint32_t)(bar->assigned >> 32));
+		command |= bar->kind == PCI_BAR_IO ? PCI_COMMAND_IO : PCI_COMMAND_MEMORY;
+	}
+	pci_set16(fn, PCI_COMMAND, command);
+	return 0;
+}
+
+/* --- interrupts ------------------------------------------------------------------------------------ */
+
+/* Under the bus's lock. */
+static void wire_hold(struct pci_bus *bus, struct pci_function *fn, bool hold)
+{
+	struct pci_wire *wire;
+
+	if (fn->intx_wired == hold)
+		return;
+	fn->intx_wired = hold;
+	wire = &bus->wire[pci_intx_wire(fn->addr.slot, fn->reset[PCI_INTERRUPT_PIN])];
+	wire->holders += hold ? 1 : -1u;
+	irq_source_set(&wire->pin, wire->holders);
+	if (wire->routed)
+		irq_source_set(&wire->isa, wire->holders);
+}
+
+void pci_wire_route(struct pci_bus *bus, unsigned wire_index, unsigned isa_irq)
+{
+	struct pci_wire *wire = &bus->wire[wire_index];
+
+	pthread_mutex_lock(&bus->device.lock);
+	if (wire->routed)
+		irq_source_set(&wire->isa, false);
+	wire->routed = isa_irq;
+	if (isa_irq) {
+		irq_source_init(&wire->isa, &bus->device.vm->irq, irq_isa_gsi(isa_irq));
+		irq_source_set(&wire->isa, wire->holders);
+	}
+	pthread_mutex_unlock(&bus->device.lock);
+}
+
+void pci_add_intx(struct pci_function *fn)
+{
+	pci_set8(fn, PCI_INTERRUPT_PIN, 1 + fn->addr.func % 4);
+	pci_set8(fn, PCI_INTERRUPT_LINE, 0xff); /* no connection known to firmware */
+	pci_set_internal(fn, PCI_STATUS, 2, PCI_STATUS_INTX);
+}
+
+void pci_intx_set(struct pci_function *fn, bool level)
+{
+	if (fn->intx == level)
+		return;
+	fn->intx = level;
+	fn->config[PCI_STATUS] = (uint8_t)((fn->config[PCI_STATUS] & ~PCI_STATUS_INTX) |
+					   (level ? PCI_STATUS_INTX : 0));
+	function_follow(fn);
+}
+
+/* MSI (PCI 3.0 section 6.8.1), 64-bit with masks: offsets from the capability */
+#define MSI_CONTROL 0x02
+#define MSI_ADDRESS 0x04
+#define MSI_DATA 0x0c
+#define MSI_MASK 0x10
+#define MSI_PENDING 0x14
+#define MSI_ENABLE 0x0001
+#define MSI_ENABLED_COUNT(control) (1u << ((control) >> 4 & 7))
+
+unsigned pci_add_msi(struct pci_function *fn, unsigned vectors)
+{
+	unsigned log2 = (unsigned)__builtin_ctz(vectors);
+
+	fn->msi = pci_add_capability(fn, PCI_CAP_MSI, 0x18);
+	if (!fn->msi)
+		return 0;
+	pci_set16(fn, fn->msi + MSI_CONTROL, (uint16_t)(0x0180 | log2 << 1));
+	pci_set_writable(fn, fn->msi + MSI_CONTROL, 2, 0x0071);
+	pci_set_writable(fn, fn->msi + MSI_ADDRESS, 4, 0xfffffffc);
+	pci_set_writable(fn, fn->msi + MSI_ADDRESS + 4, 4, 0xffffffff);
+	pci_set_writable(fn, fn->msi + MSI_DATA, 2, 0xffff);
+	pci_set_writable(fn, fn->msi + MSI_MASK, 4, (uint32_t)((1ull << vectors) - 1));
+	pci_set_internal(fn, fn->msi + MSI_PENDING, 4, (uint32_t)((1ull << vectors) - 1));
+	return fn->msi;
+}
+
+static bool is_master(const struct pci_function *fn)
+{
+	return pci_get16(fn, PCI_COMMAND) & PCI_COMMAND_MASTER;
+}
+
+bool pci_msi_enabled(const struct pci_function *fn)
+{
+	return fn->msi && (pci_get16(fn, fn->msi + MSI_CONTROL) & MSI_ENABLE);
+}
+
+static void msi_send(struct pci_function *fn, unsigned vector)
+{
+	uint16_t control = pci_get16(fn, fn->msi + MSI_CONTROL);
+	unsigned enabled = MSI_ENABLED_COUNT(control), offered = 1u << (control >> 1 & 7);
+	uint64_t address = pci_get32(fn, fn->msi + MSI_ADDRESS) |
+			   (uint64_t)pci_get32(fn, fn->msi + MSI_ADDRESS + 4) << 32;
+
+	vector %= enabled < offered ? enabled : offered;
+	if (pci_get32(fn, fn->msi + MSI_MASK) >> vector & 1) {
+		fn->config[fn->msi + MSI_PENDING + vector / 8] |= (uint8_t)(1u << vector % 8);
+		return;
+	}
+	if (is_master(fn))
+		vm_msi(fn->device->vm, address,
+		       (pci_get16(fn, fn->msi + MSI_DATA) & ~(enabled - 1)) | vector);
+}
+
+/* After a write to the capability: what waited and is free now goes out. */
+static void msi_unmask(struct pci_function *fn)
+{
+	uint32_t due = pci_get32(fn, fn->msi + MSI_PENDING) & ~pci_get32(fn, fn->msi + MSI_MASK);
+
+	if (!pci_msi_enabled(fn) || !due)
+		return;
+	bytes_set(fn->config + fn->msi + MSI_PENDING, 4,
+		  pci_get32(fn, fn->msi + MSI_PENDING) & ~due);
+	for (; due; due &= due - 1)
+		msi_send(fn, (unsigned)__builtin_ctz(due));
+}
+
+/* MSI-X (PCI 3.0 section 6.8.2) */
+#define MSIX_CONTROL 0x02
+#define MSIX_ENABLE 0x8000
+#define MSIX_MASK_ALL 0x4000
+#define MSIX_PBA 0x800
+#define MSIX_BAR_SIZE 0x1000
+#define MSIX_ENTRY_MASKED 1u
+
+bool pci_msix_enabled(const struct pci_function *fn)
+{
+	return fn->msix && (pci_get16(fn, fn->msix + MSIX_CONTROL) & MSIX_ENABLE);
+}
+
+static void msix_reset(struct pci_function *fn)
+{
+	memset(fn->msix_table, 0, fn->msix_vectors * PCI_MSIX_ENTRY * 4);
+	for (unsigned i = 0; i < fn->msix_vectors; i++)
+		fn->msix_table[i * PCI_MSIX_ENTRY + 3] = MSIX_ENTRY_MASKED;
+	*fn->msix_pending = 0;
+}
+
+static void msix_send(struct pci_function *fn, unsigned vector)
+{
+	const uint32_t *entry = &fn->msix_table[vector * PCI_MSIX_ENTRY];
+
+	if ((pci_get16(fn, fn->msix + MSIX_CONTROL) & MSIX_MASK_ALL) ||
+	    (entry[3] & MSIX_ENTRY_MASKED))
+		*fn->msix_pending |= 1ull << vector;
+	else if (is_master(fn))
+		vm_msi(fn->device->vm, entry[0] | (uint64_t)entry[1] << 32, entry[2]);
+}
+
+static void msix_unmask(struct pci_function *fn)
+{
+	uint64_t due = *fn->msix_pending;
+
+	if (!pci_msix_enabled(fn))
+		return;
+	*fn->msix_pending = 0; /* those still masked come back */
+	for (; due; due &= due - 1)
+		if ((unsigned)__builtin_ctzll(due) < fn->msix_vectors)
+			msix_send(fn, (unsigned)__builtin_ctzll(due));
+}
+
+static uint64_t msix_read(void *arg, uint64_t offset, unsigned size)
+{
+	struct pci_function *fn = arg;
+	uint64_t value = 0;
+
+	(void)size;
+	pthread_mutex_lock(&fn->device->lock);
+	if (offset / 4 < fn->msix_vectors * PCI_MSIX_ENTRY)
+		value = fn->msix_table[offset / 4];
+	else if (offset >= MSIX_PBA && offset < MSIX_PBA + 8)
+		value = *fn->msix_pending >> (8 * (offset & 4)) & UINT32_MAX;
+	pthread_mutex_unlock(&fn->device->lock);
+	return value;
+}
+
+static void msix_write(void *arg, uint64_t offset, unsigned size, uint64_t value)
+{
+	struct pci_function *fn = arg;
+
+	(void)size;
+	if ((offset & 3) || offset / 4 >= fn->msix_vectors * PCI_MSIX_ENTRY)
+		return;
+	pthread_mutex_lock(&fn->device->lock);
+	switch (offset / 4 % PCI_MSIX_ENTRY) {
+	case 0:
+		value &= ~3ull;
+		break;
+	case 3:
+		value &= MSIX_ENTRY_MASKED;
+		break;
+	}
+	fn->msix_table[offset / 4] = (uint32_t)value;
+	msix_unmask(fn);
+	pthread_mutex_unlock(&fn->device->lock);
+}
+
+static const struct io_ops msix_ops = {.sizes = IO_4, .read = msix_read, .write = msix_write};
+
+unsigned pci_add_msix(struct pci_function *fn, unsigned n, unsigned vectors, uint32_t *table,
+		      uint64_t *pending)
+{
+	fn->msix = pci_add_capability(fn, PCI_CAP_MSIX, 12);
+	if (!fn->msix)
+		return 0;
+	fn->msix_vectors = vectors;
+	fn->msix_table = table;
+	fn->msix_pending = pending;
+	pci_set16(fn, fn->msix + MSIX_CONTROL, (uint16_t)(vectors - 1));
+	pci_set_writable(fn, fn->msix + MSIX_CONTROL, 2, MSIX_ENABLE | MSIX_MASK_ALL);
+	pci_set32(fn, fn->msix + 4, n);
+	pci_set32(fn, fn->msix + 8, MSIX_PBA | n);
+	pci_add_bar(fn, n, PCI_BAR_MEM32, MSIX_BAR_SIZE, "msi-x", &msix_ops, fn);
+	return fn->msix;
+}
+
+bool pci_message(struct pci_function *fn, unsigned vector)
+{
+	if (pci_msix_enabled(fn)) {
+		if (vector < fn->msix_vectors)
+			msix_send(fn, vector);
+		return true;
+	}
+	if (!pci_msi_enabled(fn))
+		return false;
+	msi_send(fn, vector);
+	return true;
+}
+
+/* --- functions on the bus -------------------------------------------------------------------------- */
+
 int pci_function_add(struct pci_function *fn, struct error *err)
 {
 	struct pci_bus *bus = fn->device->vm->pci;
@@ -155,8 +558,17 @@ int pci_function_add(struct pci_function *fn, struct error *err)
 	if (!bus)
 		return error_set(err, ENODEV, "this machine has no PCI bus");
 	pthread_mutex_lock(&bus->device.lock);
-	rc = function_link(bus, fn);
+	rc = function_assign(bus, fn, err);
+	if (!rc)
+		rc = function_link(bus, fn);
+	if (!rc) {
+		fn->next = bus->functions;
+		bus->functions = fn;
+		fn->added = true;
+	}
 	pthread_mutex_unlock(&bus->device.lock);
+	if (rc == -ENOSPC)
+		return rc;
 	if (rc == -EEXIST)
 		return error_set(
 			err, EEXIST,
@@ -165,8 +577,20 @@ int pci_function_add(struct pci_function *fn, struct error *err)
 			fn->addr.bus, fn->addr.slot, fn->addr.func);
 	if (rc)
 		return error_set(err, -rc, "out of memory");
-	fn->added = true;
 	return 0;
+}
+
+/* Under the bus's lock. */
+static void function_unlink(struct pci_bus *bus, struct pci_function *fn)
+{
+	struct pci_function **link = &bus->functions;
+
+	while (*link && *link != fn)
+		link = &(*link)->next;
+	if (*link)
+		*link = fn->next;
+	atomic_store(function_place(bus, fn->addr), NULL);
+	fn->added = false;
 }
 
 void pci_function_del(struct pci_function *fn)
@@ -176,8 +600,13 @@ void pci_function_del(struct pci_function *fn)
 	if (!fn->added)
 		return;
 	vm = fn->device->vm;
-	atomic_store(function_place(vm->pci, fn->addr), NULL);
-	fn->added = false;
+	pthread_mutex_lock(&vm->pci->device.lock);
+	for (unsigned i = 0; i < PCI_BARS; i++)
+		bar_place(vm->pci, &fn->bar[i], false, 0);
+	wire_hold(vm->pci, fn, false);
+	function_unlink(vm->pci, fn);
+	bars_retry(vm->pci);
+	pthread_mutex_unlock(&vm->pci->device.lock);
 	/* Accesses are made inside the handlers of these two buses. */
 	io_bus_synchronize(&vm->pio);
 	io_bus_synchronize(&vm->mmio);
@@ -186,6 +615,10 @@ void pci_function_del(struct pci_function *fn)
 void pci_function_reset(struct pci_function *fn)
 {
 	memcpy(fn->config, fn->reset, fn->size);
+	if (fn->msix)
+		msix_reset(fn);
+	fn->intx = false;
+	function_follow(fn);
 }
 
 void pci_function_resume(struct pci_function *fn)
@@ -195,6 +628,7 @@ void pci_function_resume(struct pci_function *fn)
 
 		fn->config[i] = (fn->config[i] & free_bits) | (fn->reset[i] & ~free_bits);
 	}
+	function_follow(fn);
 }
 
 void pci_set8(struct pci_function *fn, unsigned offset, uint8_t value)
@@ -250,13 +684,36 @@ unsigned pci_add_capability(struct pci_function *fn, uint8_t id, unsigned len)
 	return offset;
 }
 
+unsigned pci_add_power(struct pci_function *fn)
+{
+	unsigned cap = pci_add_capability(fn, PCI_CAP_POWER, 8);
+
+	if (!cap)
+		return 0;
+	pci_set16(fn, cap + 0x02, 0x0003); /* version 1.2 */
+	pci_set16(fn, cap + 0x04, 0x0008); /* nothing is lost from D3hot to D0 */
+	pci_set_writable(fn, cap + 0x04, 2, 0x0003);
+	return cap;
+}
+
+#define EXPRESS_CONTROL 0x08
+#define EXPRESS_CAN_FLR (1u << 28)
+#define EXPRESS_START_FLR 0x80 /* in the high byte of the control register */
+
 unsigned pci_add_express(struct pci_function *fn, unsigned port_type)
 {
 	unsigned cap = pci_add_capability(fn, PCI_CAP_EXPRESS, 0x3c);
 
 	if (!cap)
 		return 0;
+	fn->express = cap;
 	pci_set16(fn, cap + 0x02, (uint16_t)(port_type << 4 | 2));
+	pci_set_writable(fn, cap + EXPRESS_CONTROL, 2, 0x78ff); /* kept, without effect */
+	if (fn->ops && fn->ops->flr)
+		pci_set32(fn, cap + 0x04,
+			  EXPRESS_CAN_FLR | 0x8000); /* and role-based error reporting */
+	if (port_type == PCI_EXPRESS_INTEGRATED)
+		return cap;
 	pci_set32(fn, cap + 0x0c, 0x411); /* link: 2.5 GT/s, one lane, ASPM L0s */
 	pci_set16(fn, cap + 0x12, 0x11);  /* link status: 2.5 GT/s, one lane */
 	return cap;
@@ -358,10 +815,30 @@ uint32_t pci_config_read(struct pci_bus *bus, struct pci_address addr, unsigned 
 	return value;
 }
 
+/* PCI Express 3.0 section 6.6.2. */
+static bool wants_flr(const struct pci_function *fn, unsigned offset, unsigned size, uint32_t value)
+{
+	unsigned at = fn->express + EXPRESS_CONTROL + 1;
+
+	return fn->express && fn->ops && fn->ops->flr && offset <= at && at < offset + size &&
+	       (value >> (8 * (at - offset)) & EXPRESS_START_FLR);
+}
+
+static void function_written(struct pci_function *fn, unsigned offset)
+{
+	if (offset / 4 == PCI_COMMAND / 4 || (offset >= PCI_BAR(0) && offset < PCI_BAR(PCI_BARS)))
+		function_follow(fn);
+	if (fn->msi && offset >= fn->msi && offset < fn->msi + 0x18)
+		msi_unmask(fn);
+	if (fn->msix && offset >= fn->msix && offset < fn->msix + 4)
+		msix_unmask(fn);
+}
+
 void pci_config_write(struct pci_bus *bus, struct pci_address addr, unsigned offset, unsigned size,
 		      uint32_t value)
 {
 	struct pci_function *fn = pci_function_find(bus, addr);
+	bool deferred, flr;
 	uint32_t old;
 
 	if (!fn || offset + size > fn->size)
@@ -378,7 +855,15 @@ void pci_config_write(struct pci_bus *bus, struct pci_address addr, unsigned off
 	}
 	if (fn->ops && fn->ops->write)
 		fn->ops->write(fn, offset, size, old);
+	function_written(fn, offset);
+	flr = wants_flr(fn, offset, size, value);
+	deferred = fn->deferred;
+	fn->deferred = false;
 	pthread_mutex_unlock(&fn->device->lock);
+	if (deferred && fn->ops->deferred)
+		fn->ops->deferred(fn);
+	if (flr)
+		fn->ops->flr(fn);
 }
 
 /* --- ports ----------------------------------------------------------------------------------------- */
@@ -527,6 +1012,8 @@ static int pci_bus_create(struct vm *vm, struct config *config, struct device **
 	(void)config;
 	if (!bus)
 		return error_set(err, ENOMEM, "out of memory");
+	for (unsigned i = 0; i < PCI_WIRES; i++)
+		irq_source_init(&bus->wire[i].pin, &vm->irq, PCI_INTX_GSI_BASE + i);
 	bus->ports = (struct io_range){"pci", PORT_BASE, PORT_SIZE, &ports_ops, bus};
 	bus->ecam = (struct io_range){"pci ecam", PCI_ECAM_BASE, PCI_ECAM_SIZE, &ecam_ops, bus};
 	rc = io_range_add(&vm->pio, &bus->ports, err);

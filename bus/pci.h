@@ -66,11 +66,14 @@ struct vm;
 #define PCI_COMMAND_PARITY 0x0040
 #define PCI_COMMAND_SERR 0x0100
 #define PCI_COMMAND_INTX_DISABLE 0x0400
+#define PCI_STATUS_INTX 0x0008
 #define PCI_STATUS_CAPABILITIES 0x0010
 #define PCI_STATUS_W1C 0xf900 /* the error bits */
 #define PCI_MULTI_FUNCTION 0x80
 
+#define PCI_CAP_POWER 0x01
 #define PCI_CAP_MSI 0x05
+#define PCI_CAP_VENDOR 0x09
 #define PCI_CAP_EXPRESS 0x10
 #define PCI_CAP_MSIX 0x11
 
@@ -82,13 +85,41 @@ struct vm;
 struct pci_bus;
 struct pci_function;
 
-/* Both may be NULL. Offset and size (1, 2 or 4) stay within a dword. */
+/* All may be NULL. Offset and size (1, 2 or 4) stay within a dword. */
 struct pci_function_ops {
 	/* `value` is what the bytes hold; the result is what the guest reads. */
 	uint32_t (*read)(struct pci_function *fn, unsigned offset, unsigned size, uint32_t value);
 	/* After the bytes were written; `old` is what they held. */
 	void (*write)(struct pci_function *fn, unsigned offset, unsigned size, uint32_t old);
+	/* After a write for which `write` set fn->deferred, with no lock held: what may wait for others. */
+	void (*deferred)(struct pci_function *fn);
+	/* Function-level reset, asked for in the PCI Express capability; no lock held. It puts the device into its
+	 * reset state and calls pci_function_reset() under the device's lock. Without it the capability does not offer
+	 * FLR. */
+	void (*flr)(struct pci_function *fn);
 };
+
+/*
+ * A base address register. Where it is decoded follows the bytes of the configuration space and the command
+ * register at any time; a BAR that would lie on something else that is decoded waits until there is room.
+ */
+enum pci_bar_kind { PCI_BAR_NONE, PCI_BAR_IO, PCI_BAR_MEM32, PCI_BAR_MEM64 };
+
+#define PCI_BARS 6
+#define PCI_BAR_LARGE (32ull << 20) /* a 64-bit BAR below this size is placed below 4 GiB */
+
+struct pci_bar {
+	enum pci_bar_kind kind;
+	bool prefetchable;
+	uint64_t size;
+	uint64_t assigned; /* its address after reset */
+	struct io_range range;
+	bool wanted, mapped; /* under the bus's lock */
+	uint64_t base;	     /* where it is wanted */
+};
+
+#define PCI_MSIX_MAX 64
+#define PCI_MSIX_ENTRY 4 /* dwords: address low, high, data, vector control */
 
 struct pci_address {
 	uint8_t bus, slot, func;
@@ -105,7 +136,16 @@ struct pci_function {
 	uint8_t *clearable; /* the bits that writing 1 clears, */
 	uint8_t *internal;  /* the bits that the device changes by itself: kept by a restore */
 	unsigned last_cap, free_cap; /* offsets of the last capability and of what follows it */
+	unsigned express, msi, msix; /* offsets of these capabilities, 0: there is none */
+	struct pci_bar bar[PCI_BARS];
+	unsigned msix_vectors;
+	uint32_t *msix_table;	/* msix_vectors * PCI_MSIX_ENTRY, in the device's state */
+	uint64_t *msix_pending; /* the same */
+	bool deferred;
+	bool intx;	 /* what the device says, under its lock */
+	bool intx_wired; /* what the bus sees of it, under the bus's lock */
 	bool added;
+	struct pci_function *next; /* the bus's list */
 };
 
 /* The bus as a device of the chipset: the class "pci". It sets vm->pci and claims ports 0xCF8-0xCFF and
@@ -148,7 +188,37 @@ void pci_set_internal(struct pci_function *fn, unsigned offset, unsigned size, u
 unsigned pci_add_capability(struct pci_function *fn, uint8_t id, unsigned len);
 /* PCI Express 3.0 section 7.8: version 2, device/port type as in its table 7-13. Returns the offset. */
 unsigned pci_add_express(struct pci_function *fn, unsigned port_type);
+#define PCI_EXPRESS_ENDPOINT 0
 #define PCI_EXPRESS_ROOT_PORT 4
+#define PCI_EXPRESS_INTEGRATED 9 /* an endpoint of the root complex: it has no link */
+/* PCI Power Management 1.2: D0 and D3hot, no PME; D3hot changes nothing but the register. Returns the offset. */
+unsigned pci_add_power(struct pci_function *fn);
+
+/*
+ * BARs, before pci_function_add(), which assigns the addresses. `size` is a power of two, 4 or more (I/O) or 16
+ * (memory). A PCI_BAR_MEM64 takes `n` and n + 1. The handlers get offsets into the BAR and are called without any
+ * lock.
+ */
+void pci_add_bar(struct pci_function *fn, unsigned n, enum pci_bar_kind kind, uint64_t size,
+		 const char *name, const struct io_ops *ops, void *arg);
+
+/*
+ * Interrupts. INTx: the pin follows the number of the function. MSI: `vectors` (a power of two up to 32) with 64-bit
+ * addresses and masks. MSI-X: a memory BAR of its own, a 4 KiB page; table and pending bits are in the device's state.
+ * Nothing is sent while the function may not be a bus master.
+ * All calls below are made under the device's lock.
+ */
+void pci_add_intx(struct pci_function *fn);
+unsigned pci_add_msi(struct pci_function *fn, unsigned vectors);
+unsigned pci_add_msix(struct pci_function *fn, unsigned n, unsigned vectors, uint32_t *table,
+		      uint64_t *pending);
+bool pci_msi_enabled(const struct pci_function *fn);
+bool pci_msix_enabled(const struct pci_function *fn);
+/* One message of a vector, by whichever of MSI-X and MSI the guest has enabled; held back while it is masked. False:
+ * neither is enabled, use INTx. A vector out of range is dropped; of MSI the guest may have enabled fewer: modulo. */
+bool pci_message(struct pci_function *fn, unsigned vector);
+/* The level that the function drives its pin to; the wire is shared, and quiet while the guest disables INTx. */
+void pci_intx_set(struct pci_function *fn, bool level);
 
 /* A register as it is now. Under the device's lock, or with the vCPUs parked. */
 uint8_t pci_get8(const struct pci_function *fn, unsigned offset);
@@ -183,6 +253,10 @@ static inline unsigned pci_intx_wire(unsigned slot, unsigned pin)
 	return (slot + pin - 1) & 7;
 }
 #define PCI_INTX_GSI_BASE 16
+#define PCI_WIRES 8
+
+/* PIRQ routing, by the LPC bridge: the wire also drives this ISA interrupt; 0: none. */
+void pci_wire_route(struct pci_bus *bus, unsigned wire, unsigned isa_irq);
 
 /* The 64-bit window for BARs: above all RAM that ends at `ram_end`, a multiple of its own size. */
 static inline uint64_t pci_mem64_base(uint64_t ram_end)

@@ -29,20 +29,50 @@ struct lpc {
 
 static const struct device_class lpc_class;
 
+/* The interrupts that may be chosen; the others are reserved (290550 section 2.2.2). */
+#define PIRQRC_IRQS 0xdef8u
+
+/* The INTx wires drive the ISA interrupts that the registers name. */
+static void lpc_route(struct lpc *lpc)
+{
+	for (unsigned wire = 0; wire < PCI_WIRES; wire++) {
+		uint8_t reg = pci_get8(&lpc->fn, (wire < 4 ? PIRQRC_A : PIRQRC_E - 4) + wire);
+		unsigned irq = reg & 15;
+
+		pci_wire_route(lpc->device.vm->pci, wire,
+			       !(reg & PIRQRC_OFF) && (PIRQRC_IRQS >> irq & 1) ? irq : 0);
+	}
+}
+
+static void lpc_config_written(struct pci_function *fn, unsigned offset, unsigned size,
+			       uint32_t old)
+{
+	(void)size;
+	(void)old;
+	if (offset >= PIRQRC_A && offset < PIRQRC_E + 4)
+		lpc_route((struct lpc *)fn->device);
+}
+
+static const struct pci_function_ops lpc_ops = {.write = lpc_config_written};
+
 static void lpc_reset(struct device *device)
 {
 	pci_function_reset(&((struct lpc *)device)->fn);
+	lpc_route((struct lpc *)device);
 }
 
 static void lpc_resume(struct device *device)
 {
 	pci_function_resume(&((struct lpc *)device)->fn);
+	lpc_route((struct lpc *)device);
 }
 
 static void lpc_destroy(struct device *device)
 {
 	struct lpc *lpc = (struct lpc *)device;
 
+	for (unsigned wire = 0; wire < PCI_WIRES && lpc->fn.added; wire++)
+		pci_wire_route(device->vm->pci, wire, 0);
 	pci_function_del(&lpc->fn);
 	pci_function_destroy(&lpc->fn);
 	device_free(device);
@@ -83,7 +113,7 @@ static int lpc_create(struct vm *vm, struct config *config, struct device **out,
 			   addr.func);
 	if (!lpc)
 		return error_set(err, ENOMEM, "out of memory");
-	rc = pci_function_init(&lpc->fn, &lpc->device, addr, NULL, lpc->state.config,
+	rc = pci_function_init(&lpc->fn, &lpc->device, addr, &lpc_ops, lpc->state.config,
 			       sizeof(lpc->state.config), err);
 	if (rc)
 		goto fail;

@@ -256,7 +256,7 @@ static const struct device_class probe_class;
 static int probe_create(struct vm *vm, struct config *config, struct device **out,
 			struct error *err)
 {
-	static const struct pci_function_ops ops = {probe_read, probe_write};
+	static const struct pci_function_ops ops = {.read = probe_read, .write = probe_write};
 	struct probe *probe = device_alloc(&probe_class, vm, sizeof(*probe), "probe");
 
 	(void)config;
