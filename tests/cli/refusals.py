@@ -14,7 +14,7 @@ CASES = [
     (['-z', 'vm0'], ['-z', 'no such option']),
     (['--bogus', 'vm0'], ['--bogus', 'no such option']),
     (['-s', '3,nosuch', 'vm0'], ['-s 3,nosuch', "'nosuch'", 'hostbridge', 'lpc']),
-    (['-s', '4,virtio-blk,disk.img', 'vm0'], ['-s 4,virtio-blk', 'hostbridge']),
+    (['-s', '4,virtio-scsi,disk.img', 'vm0'], ['-s 4,virtio-scsi', 'hostbridge']),
     (['-l', 'com9,stdio', 'vm0'], ['-l com9', 'com1', 'bootrom']),
     (['-l', 'tpm,passthru', 'vm0'], ['-l tpm', 'com1']),
     (['-E', 'xen', KERNEL, 'vm0'], ['-E xen', 'kvm', 'soft']),
@@ -105,7 +105,7 @@ class Help(cli.SkepTest):
     def test_devices_come_from_the_registry(self):
         pci, lpc = self.skep('-s', 'help'), self.skep('-l', 'help')
         self.assertEqual((pci.returncode, lpc.returncode), (0, 0))
-        for name in ('hostbridge', 'amd_hostbridge', 'lpc'):
+        for name in ('hostbridge', 'amd_hostbridge', 'lpc', 'virtio-blk', 'virtio-rnd'):
             self.assertRegex(pci.stdout, rf'(?m)^  {name}\b')
         for name in ('com1', 'com4', 'pc-testdev', 'bootrom'):
             self.assertRegex(lpc.stdout, rf'(?m)^  {name}\b')
