@@ -14,7 +14,7 @@ RESET, POWEROFF, HALT, TRIPLE_FAULT, ERROR = range(5)
 
 class Guest:
     def __init__(self, name, *options, source=None, status=PASS, needs=(), button=None, stderr=(), com1='stdio', stdin=None,
-                 timeout=60):
+                 timeout=60, engines=('kvm', 'soft')):
         self.name = name              # of the test
         self.source = source or name  # .asm
         self.options = options
@@ -25,6 +25,7 @@ class Guest:
         self.com1 = com1
         self.stdin = stdin            # a file of the image directory; none: /dev/null
         self.timeout = timeout        # seconds
+        self.engines = engines        # those it is for
 
     @property
     def is_rom(self):
@@ -69,6 +70,8 @@ NATIVE = ('native',)
 HARDWARE = ('native', 'hardware')
 LEGACY = ('native', 'legacy-irq')
 MODULES = ('--initrd', '@DIR@/module1.txt', '--initrd', '@DIR@/module2.txt')
+PRESSED = ('-o', 'soft.cache=256K', '-o', 'stats=1')
+FLUSHED = (r'cache_flushes +[1-9]',)
 
 GUESTS = [
     # long mode, PVH
@@ -109,6 +112,9 @@ GUESTS = [
     Guest('topology', '-c', 'cpus=6,sockets=2,cores=3'),
     Guest('ipi', '-c', '4'),
     Guest('ipi_x2apic', '-c', '4', '-x'),
+    # The same while the code cache is too small for them.
+    Guest('system64_pressed', *PRESSED, source='system64', stderr=FLUSHED, engines=('soft',)),
+    Guest('smc_pressed', *PRESSED, source='smc', stderr=FLUSHED, engines=('soft',)),
     # ways to end
     Guest('poweroff', status=POWEROFF),
     Guest('halt', status=HALT),
@@ -130,6 +136,8 @@ GUESTS = [
 
 # The suite `long`: a minute's work and more.
 LONG_GUESTS = [
+    Guest('xmc_pressed', '-c', '2', *PRESSED, source='xmc', stderr=FLUSHED, engines=('soft',),
+          timeout=1000),
     Guest('hammer_long', '-c', '2', '--append', 'long', source='hammer', needs=NATIVE, timeout=1000),
     Guest('hammer4_long', '-c', '4', '--append', 'long', source='hammer', needs=NATIVE, timeout=1000),
 ]

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs one tiny guest on one engine and compares what it shows with what it should.
 
-  run.py --list                                    the guests' names, one a line
+  run.py --list --engine kvm|soft                  the names of the engine's guests, one a line
   run.py --skep PROGRAM --dir IMAGES --engine kvm|soft [--probe PROGRAM] GUEST
 
 Exit status: 0 as expected, 1 not, 77 skipped because the host's KVM cannot do it (the reason is printed).
@@ -70,7 +70,7 @@ def main():
     parser.add_argument('guest', nargs='?')
     args = parser.parse_args()
     if args.list:
-        print('\n'.join(guest.name for guest in guests.GUESTS))
+        print('\n'.join(guest.name for guest in guests.GUESTS if args.engine in guest.engines))
         return 0
 
     guest = guests.find(args.guest)
