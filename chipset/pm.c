@@ -4,8 +4,9 @@
  *
  * SLP_EN with the SLP_TYP of \_S5 powers off; it is the only sleep state, other values do nothing.
  * SCI_EN is the firmware's: only SMI_CMD changes it. Left out: SMIs (events raise nothing until ACPI is
- * enabled, GBL_RLS is dropped), the sleep button, the RTC's wake status (there is nothing to wake from) and
- * GPE sources: GPE0 is there for a driver to program, its status bits stay clear.
+ * enabled, GBL_RLS is dropped), the sleep button, the RTC's wake status (there is nothing to wake from; its
+ * enable bit holds what is written, as Linux expects even where the FADT says that it is not there) and GPE
+ * sources: GPE0 is there for a driver to program, its status bits stay clear.
  */
 #include "chipset/pm.h"
 
@@ -19,8 +20,9 @@
 #define PM1_TMR 0x0001
 #define PM1_GBL 0x0020
 #define PM1_PWRBTN 0x0100
+#define PM1_RTC 0x0400
 #define PM1_STATUS_BITS (PM1_TMR | PM1_PWRBTN) /* those that anything here sets */
-#define PM1_ENABLE_BITS (PM1_TMR | PM1_GBL | PM1_PWRBTN)
+#define PM1_ENABLE_BITS (PM1_TMR | PM1_GBL | PM1_PWRBTN | PM1_RTC)
 /* PM1 control (table 4.15) */
 #define PM1_SCI_EN 0x0001
 #define PM1_BM_RLD 0x0002

@@ -298,13 +298,40 @@ static void write_hypervisor(struct cpuid_table *model, const struct cpuid_table
 		  (struct cpuid_regs){(uint32_t)(tsc_hz / 1000), APIC_TIMER_HZ / 1000, 0, 0});
 }
 
-/* Intel only; AMD has no such leaves. Guests take the crystal of leaf 0x15 for the LAPIC timer's input. */
+/* The nearest fraction to `value` / `unit` with a numerator of at most `max`: the last convergent of its continued
+ * fraction that has one. */
+static void ratio_nearest(uint64_t value, uint64_t unit, uint32_t max, uint32_t *numerator,
+			  uint32_t *denominator)
+{
+	uint64_t n0 = 0, n1 = 1, d0 = 1, d1 = 0;
+
+	while (unit) {
+		uint64_t whole = value / unit, rest = value % unit;
+		uint64_t n = whole * n1 + n0, d = whole * d1 + d0;
+
+		if (n > max)
+			break;
+		n0 = n1;
+		n1 = n;
+		d0 = d1;
+		d1 = d;
+		value = unit;
+		unit = rest;
+	}
+	*numerator = (uint32_t)n1;
+	*denominator = (uint32_t)d1;
+}
+
+/* Intel only; AMD has no such leaves. Guests take the crystal of leaf 0x15 for the LAPIC timer's input, and Linux
+ * multiplies its kHz by the numerator in 32 bits. */
 static void write_frequency(struct cpuid_table *model, uint64_t tsc_hz)
 {
-	uint32_t khz = (uint32_t)(tsc_hz / 1000), mhz = khz / 1000;
+	uint32_t mhz = (uint32_t)(tsc_hz / 1000000), numerator, denominator;
 
+	ratio_nearest(tsc_hz, APIC_TIMER_HZ, UINT32_MAX / (APIC_TIMER_HZ / 1000), &numerator,
+		      &denominator);
 	cpuid_add(model, 0x15, 0, false,
-		  (struct cpuid_regs){APIC_TIMER_HZ / 1000, khz, APIC_TIMER_HZ, 0});
+		  (struct cpuid_regs){denominator, numerator, APIC_TIMER_HZ, 0});
 	cpuid_add(model, 0x16, 0, false, (struct cpuid_regs){mhz, mhz, 100, 0});
 }
 

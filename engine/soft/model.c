@@ -24,9 +24,9 @@ static const struct filter {
 	  /* fpu cx8 cmov clflush mmx fxsr sse sse2 */
 	  BIT(0) | BIT(8) | BIT(15) | BIT(19) | BIT(23) | BIT(24) | BIT(25) | BIT(26)},
 	 {0, 0, BIT(17) | BIT(21) | BIT(24), /* pcid x2apic tsc-deadline */
-	  /* pse tsc msr pae apic sep mtrr pge pat pse36 */
-	  BIT(3) | BIT(4) | BIT(5) | BIT(6) | BIT(9) | BIT(11) | BIT(12) | BIT(13) | BIT(16) |
-		  BIT(17)}},
+	  /* pse tsc msr pae mce apic sep mtrr pge mca pat pse36 */
+	  BIT(3) | BIT(4) | BIT(5) | BIT(6) | BIT(7) | BIT(9) | BIT(11) | BIT(12) | BIT(13) |
+		  BIT(14) | BIT(16) | BIT(17)}},
 	{0x6, 0, {0, 0, 0, 0}, {BIT(2), 0, 0, 0}}, /* arat */
 	{0x7,
 	 0,
@@ -50,9 +50,9 @@ static const struct filter {
 	  /* fpu cx8 cmov mmxext mmx fxsr */
 	  BIT(0) | BIT(8) | BIT(15) | BIT(22) | BIT(23) | BIT(24)},
 	 {0, 0, 0,
-	  /* pse tsc msr pae apic syscall mtrr pge pat pse36 nx 1gb rdtscp lm */
-	  BIT(3) | BIT(4) | BIT(5) | BIT(6) | BIT(9) | BIT(11) | BIT(12) | BIT(13) | BIT(16) |
-		  BIT(17) | BIT(20) | BIT(26) | BIT(27) | BIT(29)}},
+	  /* pse tsc msr pae mce apic syscall mtrr pge mca pat pse36 nx 1gb rdtscp lm */
+	  BIT(3) | BIT(4) | BIT(5) | BIT(6) | BIT(7) | BIT(9) | BIT(11) | BIT(12) | BIT(13) |
+		  BIT(14) | BIT(16) | BIT(17) | BIT(20) | BIT(26) | BIT(27) | BIT(29)}},
 	{0x80000007, 0, {0, 0, 0, 0}, {0, 0, 0, BIT(8)}}, /* invariant tsc */
 };
 

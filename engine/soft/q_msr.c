@@ -12,10 +12,15 @@ enum {
 	MSR_KVM_SYSTEM_TIME_OLD = 0x12,
 	MSR_APIC_BASE = 0x1b,
 	MSR_TSC_ADJUST = 0x3b,
+	MSR_SMI_COUNT = 0x34,
+	MSR_PLATFORM_INFO = 0xce,
 	MSR_MTRR_CAP = 0xfe,
+	MSR_MISC_FEATURES = 0x140,
 	MSR_SYSENTER_CS = 0x174,
 	MSR_SYSENTER_ESP = 0x175,
 	MSR_SYSENTER_EIP = 0x176,
+	MSR_MCG_CAP = 0x179,
+	MSR_MCG_STATUS = 0x17a,
 	MSR_MISC_ENABLE = 0x1a0,
 	MSR_DEBUGCTL = 0x1d9,
 	MSR_MTRR_PHYS = 0x200, /* base, mask, base .. */
@@ -37,6 +42,9 @@ enum {
 #define MSR_GS_BASE 0xc0000101u
 #define MSR_KERNEL_GS_BASE 0xc0000102u
 #define MSR_TSC_AUX 0xc0000103u
+#define MSR_AMD_DE_CFG 0xc0011029u
+
+#define DE_CFG_LFENCE_SERIALIZE 2ull
 
 #define MTRR_CAP 0x508ull /* eight pairs, fixed ranges, write-combining */
 
@@ -337,6 +345,32 @@ static enum answer time_read(struct soft_cpu *cpu, uint32_t msr, uint64_t *value
 	}
 }
 
+/* ---- constants ------------------------------------------------------------------------------------------- */
+
+/* Registers that hold one value: `*writable` if that may be written again, as some guests do.
+ * Machine check without banks (SDM vol. 3, 16.3.1); Intel's that guests look at on models that have them: no SMI was
+ * counted, no CPUID faulting; AMD's DE_CFG: LFENCE serializes. */
+static bool msr_constant(const struct soft_cpu *cpu, uint32_t msr, uint64_t *value, bool *writable)
+{
+	enum cpuid_vendor vendor = cpuid_vendor(&cpu->svm->vm->cpuid);
+
+	*value = msr == MSR_AMD_DE_CFG ? DE_CFG_LFENCE_SERIALIZE : 0;
+	*writable = msr == MSR_MCG_STATUS || msr == MSR_MISC_FEATURES || msr == MSR_AMD_DE_CFG;
+	switch (msr) {
+	case MSR_MCG_CAP:
+	case MSR_MCG_STATUS:
+		return true;
+	case MSR_SMI_COUNT:
+	case MSR_PLATFORM_INFO:
+	case MSR_MISC_FEATURES:
+		return vendor == CPUID_INTEL;
+	case MSR_AMD_DE_CFG:
+		return vendor == CPUID_AMD;
+	default:
+		return false;
+	}
+}
+
 /* ---- RDMSR, WRMSR ---------------------------------------------------------------------------------------- */
 
 static enum answer msr_get(struct soft_cpu *cpu, uint32_t msr, uint64_t *value)
@@ -344,6 +378,7 @@ static enum answer msr_get(struct soft_cpu *cpu, uint32_t msr, uint64_t *value)
 	enum field_rule rule;
 	const uint64_t *field = msr_field(cpu, msr, &rule);
 	enum answer answer;
+	bool writable;
 
 	if (field) {
 		*value = *field;
@@ -367,6 +402,8 @@ static enum answer msr_get(struct soft_cpu *cpu, uint32_t msr, uint64_t *value)
 	default:
 		break;
 	}
+	if (msr_constant(cpu, msr, value, &writable))
+		return MSR_DONE;
 	answer = time_read(cpu, msr, value);
 	return answer == MSR_MONITOR ? mtrr_read(cpu, msr, value) : answer;
 }
@@ -386,6 +423,8 @@ static enum answer msr_set(struct soft_cpu *cpu, uint32_t msr, uint64_t value)
 	enum field_rule rule;
 	uint64_t *field = msr_field(cpu, msr, &rule);
 	enum answer answer;
+	uint64_t constant;
+	bool writable;
 
 	if (field)
 		return field_write(field, rule, value) ? MSR_DONE : MSR_FAULT;
@@ -414,6 +453,8 @@ static enum answer msr_set(struct soft_cpu *cpu, uint32_t msr, uint64_t value)
 	default:
 		break;
 	}
+	if (msr_constant(cpu, msr, &constant, &writable))
+		return writable && value == constant ? MSR_DONE : MSR_FAULT;
 	answer = time_write(cpu, msr, value);
 	return answer == MSR_MONITOR ? mtrr_write(cpu, msr, value) : answer;
 }

@@ -178,6 +178,27 @@ static void test_topology_intel(void **state)
 	assert_int_equal(run(&model, 0x16, 0).eax, TSC_HZ / 1000000);
 }
 
+/* Linux computes crystal_khz * numerator / denominator in 32 bits (native_calibrate_tsc()). */
+static void test_frequency(void **state)
+{
+	static const uint64_t rates[] = {1000000000ull, 2595124000ull, 2600000000ull, 1999999999ull,
+					 3693059000ull, 800000000ull,  4200000123ull};
+	struct topology topology = {1, 1, 1, 1};
+	struct cpuid_table supported, model;
+	(void)state;
+
+	supported_make(&supported, false);
+	for (size_t i = 0; i < sizeof(rates) / sizeof(rates[0]); i++) {
+		struct cpuid_regs regs;
+		uint32_t khz;
+
+		cpuid_model_build(&model, &supported, &topology, true, rates[i]);
+		regs = run(&model, 0x15, 0);
+		khz = regs.ecx / 1000 * regs.ebx / regs.eax;
+		assert_in_range(khz, rates[i] / 1000 - 100, rates[i] / 1000 + 100);
+	}
+}
+
 static void test_topology_amd(void **state)
 {
 	struct cpuid_table model;
@@ -258,7 +279,7 @@ int main(void)
 		cmocka_unit_test(test_x2apic_bit),     cmocka_unit_test(test_apic_ids),
 		cmocka_unit_test(test_topology_intel), cmocka_unit_test(test_topology_amd),
 		cmocka_unit_test(test_xsave),	       cmocka_unit_test(test_bits_that_follow_cr4),
-		cmocka_unit_test(test_beyond_the_end),
+		cmocka_unit_test(test_beyond_the_end), cmocka_unit_test(test_frequency),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -187,7 +187,9 @@ static void test_reset(void **unused)
 	fixture_outb(f, SMI, 0xa0);
 	fixture_outb(f, SMI + 1, 0x77);
 	assert_int_equal(fixture_inb(f, SMI + 1), 0x77);
-	fixture_out(f, ENABLE, 2, 0x0121);
+	fixture_out(f, ENABLE, 2, 0xffff);
+	assert_int_equal(fixture_in(f, ENABLE, 2),
+			 0x0521); /* timer, global lock, power button, RTC */
 	fixture_out(f, GPE0, 4, 0xffffffff);
 	assert_int_equal(fixture_in(f, GPE0, 4), 0xffff0000); /* no status */
 	fixture_advance(f, 3 * HALF);
