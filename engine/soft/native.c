@@ -149,8 +149,21 @@ void native_isa_init(bool isa[ISA_SETS], const struct cpuid_table *model)
 	}
 }
 
-static enum isa_state isa_state(uint16_t set)
+/* What state an instruction uses; the decoder files some of the x87's under sets of other instructions. */
+static enum isa_state isa_state(const struct insn *insn)
 {
+	uint16_t set = insn->isa;
+
+	switch (insn->op) {
+	case ZYDIS_MNEMONIC_FCOMI:
+	case ZYDIS_MNEMONIC_FCOMIP:
+	case ZYDIS_MNEMONIC_FISTTP:
+	case ZYDIS_MNEMONIC_FUCOMI:
+	case ZYDIS_MNEMONIC_FUCOMIP:
+		return STATE_X87;
+	default:
+		break;
+	}
 	for (unsigned i = 0; i < sizeof(isa_table) / sizeof(isa_table[0]); i++)
 		if (isa_table[i].set == set)
 			return isa_table[i].state;
@@ -159,7 +172,7 @@ static enum isa_state isa_state(uint16_t set)
 
 bool native_is_vector(const struct insn *insn)
 {
-	return isa_state(insn->isa) != STATE_NONE;
+	return isa_state(insn) != STATE_NONE;
 }
 
 /* General-purpose instructions that may be copied, with all their operands. */
@@ -353,7 +366,7 @@ static bool vector_set_exception(const struct insn *insn)
 enum native_verdict native_classify(const bool isa[ISA_SETS], const struct insn *insn,
 				    uint32_t mode)
 {
-	enum isa_state state = isa_state(insn->isa);
+	enum isa_state state = isa_state(insn);
 
 	if (insn->map == 0xff)
 		return RUN_UD;

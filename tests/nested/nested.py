@@ -20,11 +20,14 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / 'guests'))
 import guests  # noqa: E402
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / 'boot'))
+import debian  # noqa: E402
+from debian import Cpio, libraries, note  # noqa: E402
 
 MODULES = ('kvm-amd',)
 QEMU = ['qemu-system-x86_64', '-accel', 'tcg,thread=multi', '-machine', 'q35', '-cpu', 'max', '-smp', '2', '-m', '1G',
@@ -87,81 +90,10 @@ echo "init reached with $(/bin/busybox nproc) CPUs"
 LINUX_LINES = ('init reached with 2 CPUs', 'skep.marker=here')
 
 
-def note(text):
-    print(f'# {text}', flush=True)
-
-
-class Cpio:
-    """An initramfs in cpio's "newc" format (Documentation/driver-api/early-userspace/buffer-format.rst)."""
-
-    def __init__(self):
-        self.parts = []
-        self.inode = 0
-        self.directories = set()
-
-    def entry(self, name, mode, data=b'', rdev=(0, 0)):
-        self.inode += 1
-        raw = name.encode() + b'\0'
-        fields = (self.inode, mode, 0, 0, 1, 0, len(data), 0, 0, *rdev, len(raw), 0)
-        head = b'070701' + b''.join(b'%08X' % field for field in fields) + raw
-        self.parts.append(head + b'\0' * (-len(head) % 4) + data + b'\0' * (-len(data) % 4))
-
-    def directory(self, name):
-        if name and name not in self.directories:
-            self.directory(os.path.dirname(name))
-            self.directories.add(name)
-            self.entry(name, 0o040755)
-
-    def file(self, name, data, mode=0o100755):
-        self.directory(os.path.dirname(name))
-        self.entry(name, mode, data)
-
-    def console(self):
-        self.directory('dev')
-        self.entry('dev/console', 0o020600, rdev=(5, 1))
-
-    def bytes(self):
-        self.entry('TRAILER!!!', 0)
-        return b''.join(self.parts)
-
-
-def download(package, cache):
-    """The .deb of a package, from the cache or by apt-get download."""
-    for path in cache.glob(f'{package}_*.deb'):
-        return path
-    note(f'downloading {package}')
-    part = pathlib.Path(tempfile.mkdtemp(dir=cache))  # a cut-off download is never taken for a whole one
-    subprocess.run(['apt-get', 'download', '-q', package], cwd=part, check=True, stdout=subprocess.DEVNULL,
-                   stderr=subprocess.DEVNULL)
-    for path in part.glob('*.deb'):
-        path.rename(cache / path.name)
-    part.rmdir()
-    return next(cache.glob(f'{package}_*.deb'))
-
-
-def kernel_package():
-    """What linux-image-amd64 stands for now."""
-    text = subprocess.run(['apt-cache', 'depends', 'linux-image-amd64'], check=True, stdout=subprocess.PIPE,
-                          text=True).stdout
-    return re.search(r'Depends: (linux-image-\S+)', text).group(1)
-
-
-def unpack(deb, into, *patterns):
-    """The files of a .deb that match, under `into`."""
-    into.mkdir(parents=True, exist_ok=True)
-    tar = subprocess.Popen(['dpkg-deb', '--fsys-tarfile', deb], stdout=subprocess.PIPE)
-    subprocess.run(['tar', '-x', '-C', into, '--wildcards', *patterns], stdin=tar.stdout, check=True)
-    tar.stdout.close()
-    tar.wait()
-
-
 def kernel(cache):
     """(vmlinuz, modules in the order to insert them)."""
-    deb = next(cache.glob('linux-image-*.deb'), None) or download(kernel_package(), cache)
-    tree = cache / deb.name.split('_')[0]
-    if not (tree / 'complete').exists():
-        unpack(deb, tree, './boot/vmlinuz-*', *(f'*/{name}.ko' for name in ('kvm', 'kvm-amd', 'irqbypass', 'ccp')))
-        (tree / 'complete').touch()
+    tree = debian.unpacked(cache, debian.kernel_package(cache, 'amd64'), 'amd64', './boot/vmlinuz-*',
+                           *(f'*/{name}.ko' for name in ('kvm', 'kvm-amd', 'irqbypass', 'ccp')))
     files = {path.stem: path for path in tree.rglob('*.ko')}
     order = []
 
@@ -176,24 +108,6 @@ def kernel(cache):
     for name in MODULES:
         add(name)
     return next((tree / 'boot').glob('vmlinuz-*')), order
-
-
-def busybox(cache):
-    path = pathlib.Path('/bin/busybox')
-    if path.exists() and b'/lib64/ld-linux' not in path.read_bytes()[:4096]:
-        return path
-    deb = download('busybox-static', cache)
-    unpack(deb, cache / 'busybox-static', '*/bin/busybox')
-    return cache / 'busybox-static/bin/busybox'
-
-
-def libraries(program):
-    """Shared libraries and the dynamic loader of a program, as (path it asks for, file)."""
-    text = subprocess.run(['ldd', program], stdout=subprocess.PIPE, text=True).stdout
-    for line in text.splitlines():
-        match = re.search(r'(/\S+) \(0x', line)
-        if match:
-            yield match.group(1), pathlib.Path(match.group(1)).resolve()
 
 
 def stripped(program, work):
@@ -215,7 +129,7 @@ def linux_command(engine):
 
 def initramfs(args, cases, with_linux, vmlinuz, modules, work):
     cpio = Cpio()
-    box = busybox(args.cache).read_bytes()
+    box = debian.busybox(args.cache).read_bytes()
     runs = [quote(['run', case.name, f'/guests/{case.stdin}' if case.stdin else '/dev/null', case.button or '',
                    *case.command('/skep', 'kvm', '/guests', case.name)])
             for case in cases]
