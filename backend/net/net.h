@@ -56,7 +56,7 @@ void net_close(struct net *net);
 /* Sends one frame, all of it or nothing. 0: sent, or lost as networks lose frames (nobody is connected); -EAGAIN: not
  * now, on_writable will tell; -EMSGSIZE: shorter than NET_FRAME_MIN or longer than NET_FRAME_MAX, or in more than
  * NET_IOVS parts. */
-#define NET_IOVS 64
+#define NET_IOVS 136
 int net_send(struct net *net, const struct iovec *iov, unsigned iovs);
 /* Takes one frame into `frame` of `size` >= NET_FRAME_MAX bytes and returns its length; 0: there is none now. */
 size_t net_receive(struct net *net, void *frame, size_t size);
