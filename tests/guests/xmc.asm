@@ -17,7 +17,9 @@
 %define CALLS (SCRATCH + 48)
 %define BREAKS (SCRATCH + 56)           ; INT3 taken
 %define BUFFER 0x400000
-%define LIMIT 20000
+%define LIMIT 2000
+%define ROUNDS 200
+%define PATCHES 60                       ; each round and settling may cost a busy host a time slice
 
 ap_main:
 	mov rsi, [ROUND]
@@ -61,10 +63,9 @@ round:	mov [TARGET], rdi
 	inc qword [ROUND]
 	mov rsi, [ROUND]
 	mov edi, DONE
-	mov ecx, 100000000
 .spin:	pause
 	cmp [rdi], rsi
-	loopne .spin
+	jne .spin
 	pop rsi
 	pop rdi
 	pop rcx
@@ -73,15 +74,11 @@ round:	mov [TARGET], rdi
 
 ; Until CPU 1 has called twice more.
 settle:	push rax
-	push rcx
 	mov rax, [CALLS]
 	add rax, 2
-	mov ecx, 100000000
 .spin:	pause
 	cmp [CALLS], rax
-	jae .out
-	loop .spin
-.out:	pop rcx
+	jb .spin
 	pop rax
 	ret
 
@@ -129,10 +126,10 @@ main:	call lapic_enable
 	mov qword [SYNC], 1
 	mov edi, BUFFER + 0x100
 	call rounds
-	CHECK "handshake", 2000
+	CHECK "handshake", ROUNDS
 	mov edi, BUFFER + 0x1000 - 3
 	call rounds
-	CHECK "handshake over a page edge", 2000
+	CHECK "handshake over a page edge", ROUNDS
 
 	; as kernels patch a five-byte nop to a jump and back: INT3, the rest, the first byte
 	mov qword [TARGET], 0
@@ -148,7 +145,7 @@ main:	call lapic_enable
 	mov dword [rdi + 12], 8
 	mov byte [rdi + 16], 0xc3
 	mov [TARGET], rdi
-	mov ecx, 500
+	mov ecx, PATCHES
 	xor ebx, ebx
 .patch:	mov byte [rdi], 0xcc
 	call settle
@@ -172,14 +169,14 @@ main:	call lapic_enable
 	mov eax, ebx
 	CHECK "breakpoint patching", 0
 	mov rax, [BREAKS]
-	CHECK "breakpoints were met", 500, -1
+	CHECK "breakpoints were met", PATCHES, -1
 
 	; pages that have been data become code
 	mov qword [TARGET], 0
 	mov rax, 10000000
 	call delay_ns
 	mov qword [SYNC], 1
-	mov ecx, 200
+	mov ecx, 40
 	xor ebx, ebx
 .fresh:	mov edi, ecx
 	shl edi, 12
@@ -195,8 +192,8 @@ main:	call lapic_enable
 	CHECK "fresh page each time", 0
 	ret
 
-; 2000 changes of the function at RDI, a call after each: EAX = those that were seen
-rounds:	mov ecx, 2000
+; ROUNDS changes of the function at RDI, a call after each: EAX = those that were seen
+rounds:	mov ecx, ROUNDS
 	xor ebx, ebx
 	PUT_FN 0
 .next:	mov [rdi + 1], ecx
