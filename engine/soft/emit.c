@@ -178,6 +178,24 @@ void emit_shrx(struct emit *e, uint8_t dst, uint8_t src, uint8_t count_reg)
 	emit_u8(e, (uint8_t)(0xc0 | (dst & 7) << 3 | (src & 7)));
 }
 
+/* dst = the bits of src that mask names, packed (PEXT) or unpacked (PDEP). */
+static void emit_bits(struct emit *e, unsigned pp, uint8_t dst, uint8_t src, uint8_t mask)
+{
+	emit_vex_w1(e, 2, pp, dst, src, mask);
+	emit_u8(e, 0xf5);
+	emit_u8(e, (uint8_t)(0xc0 | (dst & 7) << 3 | (mask & 7)));
+}
+
+void emit_pext(struct emit *e, uint8_t dst, uint8_t src, uint8_t mask)
+{
+	emit_bits(e, 2, dst, src, mask);
+}
+
+void emit_pdep(struct emit *e, uint8_t dst, uint8_t src, uint8_t mask)
+{
+	emit_bits(e, 3, dst, src, mask);
+}
+
 void emit_call_mem(struct emit *e, struct hmem mem)
 {
 	emit_op_rm(e, 4, 0, 0xff, 2, mem);

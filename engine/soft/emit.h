@@ -79,6 +79,9 @@ void emit_movzx(struct emit *e, unsigned from, uint8_t dst, uint8_t src); /* fro
 void emit_rorx(struct emit *e, uint8_t dst, uint8_t src, uint8_t count);
 void emit_shrx(struct emit *e, uint8_t dst, uint8_t src, uint8_t count_reg);
 
+void emit_pext(struct emit *e, uint8_t dst, uint8_t src, uint8_t mask);
+void emit_pdep(struct emit *e, uint8_t dst, uint8_t src, uint8_t mask);
+
 void emit_call_mem(struct emit *e, struct hmem mem);
 void emit_jmp_mem(struct emit *e, struct hmem mem);
 /* Forward jumps: emit returns a place, emit_here() makes it lead to the next byte to be written. A short

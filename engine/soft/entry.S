@@ -43,10 +43,14 @@
 
 /* The reverse, from RDI = cpu. Leaves RCX and R10 alone. */
 .macro LOAD
-	mov	O_ARITH(%rdi), %rax
-	and	$0x8d5, %eax
-	push	%rax
-	popfq
+	/* OF by an addition that overflows, the others by SAHF: POPFQ takes some twenty cycles. */
+	mov	O_ARITH(%rdi), %eax
+	mov	%eax, %edx
+	shr	$4, %edx
+	and	$0x80, %edx
+	mov	%al, %ah
+	add	%dl, %dl
+	sahf
 	mov	O_TLB(%rdi), %r15
 	lea	TLB_BIAS(%r15), %r15
 	mov	O_GPR+0*8(%rdi), %rax

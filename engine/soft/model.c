@@ -112,6 +112,8 @@ void soft_model(struct cpuid_table *table)
 		r.ebx = (r.ebx & f->pass.ebx) | f->add.ebx;
 		r.ecx = (r.ecx & f->pass.ecx) | f->add.ecx;
 		r.edx = (r.edx & f->pass.edx) | f->add.edx;
+		if (f->leaf == 7 && f->subleaf == 0 && host(0, 0).ebx == signature_INTEL_ebx)
+			r.edx |= BIT(29); /* arch_cap: an MSR of Intel's, see q_msr.c */
 		cpuid_add(table, f->leaf, f->subleaf, f->leaf == 7, r);
 	}
 	add_indexed(table, 4, 5);

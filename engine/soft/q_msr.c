@@ -15,6 +15,7 @@ enum {
 	MSR_SMI_COUNT = 0x34,
 	MSR_PLATFORM_INFO = 0xce,
 	MSR_MTRR_CAP = 0xfe,
+	MSR_ARCH_CAPABILITIES = 0x10a,
 	MSR_MISC_FEATURES = 0x140,
 	MSR_SYSENTER_CS = 0x174,
 	MSR_SYSENTER_ESP = 0x175,
@@ -45,6 +46,10 @@ enum {
 #define MSR_AMD_DE_CFG 0xc0011029u
 
 #define DE_CFG_LFENCE_SERIALIZE 2ull
+
+/* RDCL_NO: no page table of the guest's ever stands between its user mode and memory on the host's CPU, which knows user
+ * pages only. A guest that keeps its kernel out of user mode's page tables would pay for it and get nothing. */
+#define ARCH_CAPABILITIES 0x1ull
 
 #define MTRR_CAP 0x508ull /* eight pairs, fixed ranges, write-combining */
 
@@ -399,6 +404,9 @@ static enum answer msr_get(struct soft_cpu *cpu, uint32_t msr, uint64_t *value)
 	case MSR_DEBUGCTL:
 		*value = cpu->msr.debugctl;
 		return MSR_DONE;
+	case MSR_ARCH_CAPABILITIES:
+		*value = ARCH_CAPABILITIES;
+		return model_bit(cpu, 7, CPUID_EDX, 29) ? MSR_DONE : MSR_MONITOR;
 	default:
 		break;
 	}
