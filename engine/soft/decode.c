@@ -266,14 +266,6 @@ static void decode_evex(const ZydisDecodedInstruction *zi, const ZydisDecodedOpe
 	insn->reg_element = (uint8_t)(ops[0].element_size / 8);
 }
 
-/* Zydis counts FCOMI among the Pentium Pro's integer instructions; its CPUID bits are FCMOV's (SDM vol. 2). */
-static uint16_t isa_set(const ZydisDecodedInstruction *zi)
-{
-	if (zi->meta.isa_set == ZYDIS_ISA_SET_PPRO && zi->meta.category == ZYDIS_CATEGORY_X87_ALU)
-		return ZYDIS_ISA_SET_FCMOV;
-	return (uint16_t)zi->meta.isa_set;
-}
-
 static void insn_fill(const ZydisDecodedInstruction *zi, const ZydisDecodedOperand *ops,
 		      const uint8_t *bytes, struct insn *insn)
 {
@@ -296,7 +288,7 @@ static void insn_fill(const ZydisDecodedInstruction *zi, const ZydisDecodedOpera
 	insn->segreg = REG_NONE;
 	insn->mem_scale = 1;
 	insn->mem_seg = X86_DS;
-	insn->isa = isa_set(zi);
+	insn->isa = (uint16_t)zi->meta.isa_set;
 	insn->has_modrm = zi->attributes & ZYDIS_ATTRIB_HAS_MODRM;
 	insn->modrm = (uint8_t)(zi->raw.modrm.mod << 6 | zi->raw.modrm.reg << 3 | zi->raw.modrm.rm);
 	decode_prefixes(zi, insn);
