@@ -21,6 +21,7 @@
 #include "backend/block/internal.h"
 
 #define BOUNCE_SIZE (256u << 10)
+#define LOCK_PATIENCE_MS 5000
 #define SECTOR_MAX (64u << 10)
 
 unsigned iov_slice(const struct block_request *request, uint64_t skip, uint64_t length,
@@ -223,8 +224,9 @@ int file_execute(struct block *block, struct block_request *request)
 	return -EINVAL;
 }
 
-/* "process 123 (skep: vm0)" of who holds a lock on the file, as far as the kernel tells. */
-static void find_holder(const struct stat *st, char *out, size_t size)
+/* "process 123 (skep: vm0)" of who holds a lock on the file, as far as the kernel tells. False: nobody that still
+ * runs, and that can be seen from here. */
+static bool find_holder(const struct stat *st, char *out, size_t size)
 {
 	FILE *locks = fopen("/proc/locks", "re");
 	char line[256], title[128], path[64];
@@ -244,7 +246,7 @@ static void find_holder(const struct stat *st, char *out, size_t size)
 	if (locks != NULL)
 		fclose(locks);
 	if (pid <= 0)
-		return;
+		return false;
 	snprintf(path, sizeof(path), "/proc/%ld/cmdline", pid);
 	locks = fopen(path, "re");
 	n = locks != NULL ? fread(title, 1, sizeof(title) - 1, locks) : 0;
@@ -253,21 +255,26 @@ static void find_holder(const struct stat *st, char *out, size_t size)
 	title[n] = '\0'; /* the first argument, or the whole of a title that was set */
 	if (n > 0)
 		snprintf(out, size, "process %ld (%s)", pid, title);
-	else
-		snprintf(out, size, "process %ld", pid);
+	return n > 0;
 }
 
+/* The kernel lets go of what a killed process had in an io_uring some time after the process is gone, and of its lock
+ * only then. */
 static int lock_image(struct block *block, const struct stat *st, struct error *err)
 {
 	int how = block->geometry.read_only || block->snapshot ? LOCK_SH : LOCK_EX;
 	char holder[192];
 
-	if (flock(block->fd, how | LOCK_NB) == 0)
-		return 0;
-	if (errno != EWOULDBLOCK)
-		return error_set(err, errno, "%s: cannot be locked: %s", block->path,
-				 strerror(errno));
-	find_holder(st, holder, sizeof(holder));
+	for (unsigned i = 0; i < LOCK_PATIENCE_MS / 10; i++) {
+		if (flock(block->fd, how | LOCK_NB) == 0)
+			return 0;
+		if (errno != EWOULDBLOCK)
+			return error_set(err, errno, "%s: cannot be locked: %s", block->path,
+					 strerror(errno));
+		if (find_holder(st, holder, sizeof(holder)))
+			break;
+		usleep(10000);
+	}
 	return error_set(err, EBUSY, "%s: in use by %s", block->path, holder);
 }
 

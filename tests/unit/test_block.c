@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -330,6 +331,43 @@ static void test_locks(void **state)
 	unlink(path);
 }
 
+/* A process that is killed with requests under way: its image can be opened at once. */
+static void test_killed(void **state)
+{
+	char path[64];
+
+	(void)state;
+	make_image(path, SIZE);
+	for (unsigned round = 0; round < 10; round++) {
+		pid_t child = fork();
+
+		if (child == 0) {
+			static struct block_request request[200];
+			static uint8_t bytes[16384];
+			static struct waiter w = {PTHREAD_MUTEX_INITIALIZER,
+						  PTHREAD_COND_INITIALIZER, 0, 0};
+			struct iovec iov = {bytes, sizeof(bytes)};
+			struct block *block = open_ok(path, "sync");
+
+			for (unsigned i = 0; i < 200; i++) {
+				request[i] = (struct block_request){.op = BLOCK_WRITE,
+								    .offset = i * sizeof(bytes),
+								    .length = sizeof(bytes),
+								    .iov = &iov,
+								    .iovs = 1,
+								    .done = done,
+								    .arg = &w};
+				block_submit(block, &request[i]);
+			}
+			block_kick(block);
+			raise(SIGKILL);
+		}
+		assert_int_equal(waitpid(child, NULL, 0), child);
+		block_close(open_ok(path, "aio=auto"));
+	}
+	unlink(path);
+}
+
 static void test_faults(void **state)
 {
 	uint8_t bytes[512] = {0};
@@ -405,8 +443,9 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_requests), cmocka_unit_test(test_nocache),
 		cmocka_unit_test(test_snapshot), cmocka_unit_test(test_volatile),
-		cmocka_unit_test(test_locks),	 cmocka_unit_test(test_faults),
-		cmocka_unit_test(test_refusals), cmocka_unit_test(test_sectors),
+		cmocka_unit_test(test_locks),	 cmocka_unit_test(test_killed),
+		cmocka_unit_test(test_faults),	 cmocka_unit_test(test_refusals),
+		cmocka_unit_test(test_sectors),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,281 @@
+#!/usr/bin/env python3
+"""A Debian system on a disk (make-image), booted from virtio-blk with virtio-net on slirp and spoken to by ssh, as a user
+would. Prints TAP.
+
+  disk.py --skep PROGRAM --cache DIRECTORY [--slow N] [--suite quick|long | TEST ...]
+
+Skipped where the image cannot be built: that takes root, mmdebstrap and Debian's packages. It is built once.
+"""
+
+import argparse
+import hashlib
+import http.server
+import os
+import pathlib
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+HERE = pathlib.Path(__file__).parent
+POWEROFF = 1
+
+
+class Failure(Exception):
+    pass
+
+
+def image(cache):
+    """The directory of the image, built if it is not there; None with the reason where it cannot be."""
+    where = cache / 'disk'
+    if (where / 'complete').exists():
+        return where, None
+    if os.geteuid() != 0:
+        return None, 'building an image takes root'
+    missing = [p for p in ('mmdebstrap', 'mke2fs', 'ssh-keygen') if not shutil.which(p, path=os.environ['PATH'] + ':/sbin')]
+    if missing:
+        return None, 'no ' + ', '.join(missing)
+    where.mkdir(parents=True, exist_ok=True)
+    built = subprocess.run([HERE / 'make-image', '--include', 'fio,curl,python3-minimal', where], timeout=900,
+                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    if built.returncode != 0:
+        return None, 'make-image failed: ' + built.stdout.decode(errors='replace').strip().split('\n')[-1]
+    return where, None
+
+
+class Guest:
+    """One VM. Its disk is a copy, or the image itself with writes thrown away."""
+
+    def __init__(self, args, work, disk, options='', cpus=1, more=()):
+        self.args, self.work = args, work
+        with socket.socket() as s:
+            s.bind(('127.0.0.1', 0))
+            self.port = s.getsockname()[1]
+        self.console = work / 'console.txt'
+        self.console.unlink(missing_ok=True)
+        self.errors = (work / 'stderr.txt').open('wb')
+        self.process = subprocess.Popen(
+            [args.skep, '-q', '-E', args.engine, '-AHP', '-c', str(cpus), '-m', '768M', '-s', '0,hostbridge', '-s', '31,lpc',
+             '-s', f'3,virtio-blk,{disk}{options}',
+             '-s', f'4,virtio-net,slirp,hostfwd=tcp:127.0.0.1:{self.port}-:22', '-s', '5,virtio-rnd', *more,
+             '-l', f'com1,file={self.console}', '--kernel', args.image / 'vmlinuz', '--initrd', args.image / 'initrd.img',
+             '--append', 'root=LABEL=skep console=ttyS0', f'disk-{os.getpid()}'],
+            stdin=subprocess.DEVNULL, stdout=self.errors, stderr=subprocess.STDOUT)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self.errors.close()
+
+    def ssh_command(self, command):
+        return ['ssh', '-q', '-o', 'StrictHostKeyChecking=no', '-o', 'UserKnownHostsFile=/dev/null', '-o', 'BatchMode=yes',
+                '-o', 'ConnectTimeout=10', '-i', self.args.image / 'ssh-key', '-p', str(self.port), 'root@127.0.0.1', command]
+
+    def ssh(self, command, limit=60, check=True):
+        done = subprocess.run(self.ssh_command(command), timeout=limit * self.args.slow, stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        text = done.stdout.decode(errors='replace')
+        if check and done.returncode != 0:
+            raise Failure(f'{command!r} in the guest: status {done.returncode}: {text[-2000:]}')
+        return text
+
+    def wait(self, limit=120):
+        """Until somebody answers at ssh."""
+        end = time.monotonic() + limit * self.args.slow
+        while time.monotonic() < end:
+            if self.process.poll() is not None:
+                raise Failure(f'skep ended with status {self.process.returncode}: {self.stderr()}')
+            try:
+                if 'up' in self.ssh('echo up', 15, check=False):
+                    return
+            except subprocess.TimeoutExpired:
+                pass
+            time.sleep(0.5)
+        raise Failure('nobody answers at ssh; the console: ' + self.console.read_text(errors='replace')[-2000:])
+
+    def stderr(self):
+        return (self.work / 'stderr.txt').read_text(errors='replace')
+
+    def poweroff(self, limit=60):
+        self.ssh('systemctl poweroff', check=False)
+        status = self.process.wait(limit * self.args.slow)
+        if status != POWEROFF:
+            raise Failure(f'status {status} after power-off: {self.stderr()}')
+
+
+def fsck(disk):
+    done = subprocess.run(['/sbin/e2fsck', '-fn', disk], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    if done.returncode != 0:
+        raise Failure(f'e2fsck: status {done.returncode}: {done.stdout.decode(errors="replace")[-2000:]}')
+
+
+def copy_of(args, work):
+    disk = work / 'disk.img'
+    subprocess.run(['cp', '--sparse=always', '--reflink=auto', args.image / 'disk.img', disk], check=True)
+    return disk
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    data = random.Random(5).randbytes(32 << 20)
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header('Content-Length', str(len(self.data)))
+        self.end_headers()
+        self.wfile.write(self.data)
+
+    def do_PUT(self):
+        self.server.got = hashlib.md5(self.rfile.read(int(self.headers['Content-Length']))).hexdigest()
+        self.send_response(201)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+def system(args, work):
+    """Boots to a system without a failed unit, moves files by the network both ways, writes and reads back on the disk,
+    powers off, and the file system is clean. A second disk runs full: the guest gets an I/O error, the VM lives, a line
+    says what happened."""
+    disk, spare = copy_of(args, work), work / 'spare.img'
+    with spare.open('wb') as f:
+        f.truncate(64 << 20)
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f'http://10.0.2.2:{server.server_address[1]}/'
+    with Guest(args, work, disk, cpus=2, more=['-s', f'6,virtio-blk,{spare},fault=write:ENOSPC:3']) as guest:
+        guest.wait()
+        state = guest.ssh('systemctl is-system-running --wait; systemctl --failed --no-legend', check=False)
+        if state.strip() != 'running':
+            raise Failure(f'the system: {state}')
+        console = guest.console.read_text(errors='replace')
+        if 'skep login:' not in console:
+            raise Failure('no login prompt on ttyS0')
+        got = guest.ssh(f'curl -sf {url} | tee /var/tmp/file | md5sum', 120).split()[0]
+        if got != hashlib.md5(Server.data).hexdigest():
+            raise Failure('what curl got differs')
+        guest.ssh(f'curl -sf -T /var/tmp/file {url}', 120)
+        if server.got != got:
+            raise Failure('what curl sent differs')
+        for how in ('randwrite', 'write'):
+            guest.ssh(f'cd /var/tmp && fio --name={how} --size=24M --rw={how} --bs=4k --iodepth=128 --ioengine=libaio '
+                      '--direct=1 --fsync=64 --verify=crc32c --verify_fatal=1 --minimal', 180)
+        guest.ssh('fstrim /', check=False)
+        text = guest.ssh('dd if=/dev/zero of=/dev/vdb bs=64k count=8 oflag=direct', check=False)
+        if 'Input/output error' not in text and 'No space left' not in text:
+            raise Failure(f'dd noticed nothing: {text}')
+        guest.poweroff()
+        if not re.search(r'spare\.img: write of .*No space left on device', guest.stderr()):
+            raise Failure(f'skep says nothing about the disk that is full: {guest.stderr()}')
+        if re.search(r'error, dev vda|Remounting filesystem read-only|transmit queue.*timed out', console):
+            raise Failure('the kernel complains about its devices')
+    server.shutdown()
+    fsck(disk)
+
+
+WRITER = '''
+import os, sys, zlib
+f = os.open("/var/tmp/records", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+n = 0
+while True:
+    body = b"%d " % n
+    body = body.ljust(508, b"x")
+    os.write(f, body + zlib.crc32(body).to_bytes(4, "little"))
+    os.fsync(f)
+    sys.stdout.write("%d\\n" % n)
+    sys.stdout.flush()
+    n += 1
+'''
+
+READER = '''
+import zlib
+n = 0
+with open("/var/tmp/records", "rb") as f:
+    while True:
+        b = f.read(512)
+        if len(b) < 512 or not b.startswith(b"%d " % n) or zlib.crc32(b[:508]) != int.from_bytes(b[508:], "little"):
+            break
+        n += 1
+print("records", n)
+'''
+
+
+def kills(args, work, count, options):
+    """SIGKILL at a random moment while the guest writes records with fsync: those that were confirmed are there."""
+    rng = random.Random(os.getpid())
+    disk = copy_of(args, work)
+    confirmed = 0
+    for turn in range(count + 1):
+        with Guest(args, work, disk, options) as guest:
+            guest.wait()
+            if turn:
+                kept = int(re.search(r'records (\d+)', guest.ssh(f"python3 -c '{READER}'")).group(1))
+                if kept < confirmed:
+                    raise Failure(f'turn {turn}: {confirmed} records were confirmed, {kept} are there')
+            if turn == count:
+                guest.poweroff()
+                break
+            writer = subprocess.Popen(guest.ssh_command(f"python3 -c '{WRITER}'"), stdin=subprocess.DEVNULL,
+                                      stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            if not writer.stdout.readline():
+                raise Failure('the writer writes nothing')
+            time.sleep(rng.uniform(0.1, 2))
+            guest.process.send_signal(signal.SIGKILL)
+            guest.process.wait()
+            lines = writer.stdout.read().split(b'\n')
+            writer.wait()
+            confirmed = int(lines[-2]) + 1 if len(lines) > 1 else 1
+    fsck(disk)
+
+
+TESTS = {
+    'system': (system, 'quick'),
+    'kills-5': (lambda args, work: kills(args, work, 5, ''), 'long'),
+    'kills-volatile': (lambda args, work: kills(args, work, 1, ',test=volatile'), 'quick'),
+    'kills-100': (lambda args, work: kills(args, work, 100, ''), 'long'),
+    'kills-volatile-20': (lambda args, work: kills(args, work, 20, ',test=volatile'), 'long'),
+}
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--skep', required=True)
+    parser.add_argument('--cache', type=pathlib.Path, required=True)
+    parser.add_argument('--engine', default='soft')
+    parser.add_argument('--slow', type=float, default=1)
+    parser.add_argument('--suite', choices=['quick', 'long'])
+    parser.add_argument('tests', nargs='*')
+    args = parser.parse_args()
+    cache = pathlib.Path(os.environ.get('SKEP_TEST_CACHE', args.cache))
+    names = args.tests or [n for n, (_, suite) in TESTS.items() if suite == (args.suite or 'quick')]
+    print(f'1..{len(names)}', flush=True)
+    args.image, reason = image(cache)
+    failed = False
+    for number, name in enumerate(names, 1):
+        if args.image is None:
+            print(f'ok {number} {name} # SKIP {reason}', flush=True)
+            continue
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix='skep-disk-', dir='/var/tmp') as work:
+            try:
+                TESTS[name][0](args, pathlib.Path(work))
+                print(f'ok {number} {name} ({time.monotonic() - began:.0f} s)', flush=True)
+            except (Failure, subprocess.TimeoutExpired) as error:
+                failed = True
+                print(f'not ok {number} {name}', flush=True)
+                print('\n'.join('# ' + line for line in str(error).split('\n')), flush=True)
+    return failed
+
+
+if __name__ == '__main__':
+    sys.exit(main())
