@@ -1,5 +1,6 @@
 #include "engine/soft/emit.h"
 
+#include <Zydis/Zydis.h>
 #include <string.h>
 
 void emit_bytes(struct emit *e, const void *bytes, unsigned n)
@@ -319,6 +320,36 @@ static void emit_legacy(struct emit *e, const struct insn *insn, const struct in
 		e->p[-1] = (uint8_t)((insn->opcode & 0xf8) | (f->opreg & 7));
 }
 
+/* Outside 64-bit mode W does not make an operand of 64 bits out of a general register, or of memory in its place (SDM
+ * vol. 2 section 2.3.6.1); where it tells instructions apart it still does. */
+static bool w_ignored(const struct insn *insn)
+{
+	if (insn->mode == 64)
+		return false;
+	switch (insn->op) {
+	case ZYDIS_MNEMONIC_VCVTSI2SD:
+	case ZYDIS_MNEMONIC_VCVTSI2SS:
+	case ZYDIS_MNEMONIC_VCVTUSI2SD:
+	case ZYDIS_MNEMONIC_VCVTUSI2SS:
+	case ZYDIS_MNEMONIC_VMOVD:
+	case ZYDIS_MNEMONIC_VPEXTRD:
+	case ZYDIS_MNEMONIC_VPINSRD:
+		return true;
+	case ZYDIS_MNEMONIC_KMOVQ:
+		return false;
+	default:
+		return insn->reg_file == RF_GPR || insn->rm_file == RF_GPR ||
+		       insn->vvvv_file == RF_GPR;
+	}
+}
+
+/* A fourth register in the immediate: outside 64-bit mode its bit 3 does not count. */
+static bool is4_of_three_bits(const struct insn *insn)
+{
+	return insn->mode != 64 && insn->encoding == ENC_VEX && insn->map == 3 &&
+	       insn->opcode >= 0x4a && insn->opcode <= 0x4c;
+}
+
 static void emit_vex(struct emit *e, const struct insn *insn, const struct insn_regs *r,
 		     const struct fields *f)
 {
@@ -334,6 +365,8 @@ static void emit_vex(struct emit *e, const struct insn *insn, const struct insn_
 	} else {
 		lpp = b[at + 1] & 7;
 	}
+	if (w_ignored(insn))
+		w = 0;
 	emit_u8(e, 0xc4);
 	emit_u8(e, (uint8_t)((bit3(f->reg) ^ 1) << 7 | (bit3(f->index) ^ 1) << 6 |
 			     (bit3(base) ^ 1) << 5 | insn->map));
@@ -357,7 +390,7 @@ static void emit_evex(struct emit *e, const struct insn *insn, const struct insn
 	p0 = (uint8_t)((b[at + 1] & 0x07) | (bit3(f->reg) ^ 1) << 7 | (x ^ 1) << 6 |
 		       (bit3(base) ^ 1) << 5 |
 		       (insn->reg_file == RF_OTHER ? (f->reg >> 4 & 1) ^ 1 : 1) << 4);
-	p1 = (uint8_t)((b[at + 2] & 0x87) | (~vvvv & 15) << 3);
+	p1 = (uint8_t)((b[at + 2] & (w_ignored(insn) ? 0x07 : 0x87)) | (~vvvv & 15) << 3);
 	p2 = (uint8_t)((b[at + 3] & 0xf7) | ((vvvv >> 4 & 1) ^ 1) << 3);
 	emit_u8(e, 0x62);
 	emit_u8(e, p0);
@@ -389,4 +422,6 @@ void insn_emit(struct emit *e, const struct insn *insn, const struct insn_regs *
 	for (unsigned i = 0; i < insn->nimm; i++)
 		tail += insn->imm_size[i];
 	emit_bytes(e, insn->bytes + insn->len - tail, tail);
+	if (is4_of_three_bits(insn))
+		e->p[-1] &= 0x7f;
 }

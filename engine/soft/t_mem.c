@@ -143,14 +143,16 @@ static struct hmem emit_access_linear(struct translation *t, unsigned size, uint
 	return hmem(H_R10, 0);
 }
 
-/* Outside flat segments, and where alignment is checked, C computes the linear address. */
-static bool needs_linear_call(const struct translation *t, unsigned seg)
+/* Outside flat segments, and where alignment is checked, C computes the linear address; it also knows that nothing
+ * is written by way of CS. */
+static bool needs_linear_call(const struct translation *t, unsigned seg, uint32_t flags)
 {
 	if (t->mode & MODE_AC)
 		return true;
 	if (t->mode & MODE_CODE64)
 		return false;
-	return !(t->mode & MODE_FLAT) || seg == X86_FS || seg == X86_GS;
+	return !(t->mode & MODE_FLAT) || seg == X86_FS || seg == X86_GS ||
+	       (seg == X86_CS && (flags & MEM_WRITE));
 }
 
 static void emit_linear_call(struct translation *t, uint32_t desc)
@@ -166,7 +168,7 @@ struct hmem emit_access(struct translation *t, const struct insn *insn, unsigned
 	uint8_t base = insn->mem_base == REG_NONE ? H_NONE : guest_reg(insn->mem_base);
 	int64_t disp = insn->mem_disp;
 
-	if (needs_linear_call(t, insn->mem_seg)) {
+	if (needs_linear_call(t, insn->mem_seg, flags)) {
 		emit_address(t, insn, H_R10, H_RCX, false);
 		emit_linear_call(t, desc);
 		return emit_access_linear(t, size, desc, rcx_free, cold);

@@ -272,6 +272,24 @@ static void legacy_form(struct insn *insn)
 		insn->opcode = 0x80; /* its alias */
 }
 
+/* VZEROUPPER and VZEROALL outside 64-bit mode leave registers 8 and up alone. */
+static bool emit_zero_legacy(struct emit *e, const struct insn *insn)
+{
+	bool all = insn->op == ZYDIS_MNEMONIC_VZEROALL;
+
+	if (insn->mode == 64 || (!all && insn->op != ZYDIS_MNEMONIC_VZEROUPPER))
+		return false;
+	for (unsigned i = 0; i < 8; i++) {
+		/* vpxor xmm, xmm, xmm; vmovaps xmm, xmm */
+		const uint8_t zero[] = {0xc5, (uint8_t)(0x81 | (~i & 15) << 3), 0xef,
+					(uint8_t)(0xc0 | i << 3 | i)};
+		const uint8_t upper[] = {0xc5, 0xf8, 0x28, (uint8_t)(0xc0 | i << 3 | i)};
+
+		emit_bytes(e, all ? zero : upper, 4);
+	}
+	return true;
+}
+
 /* SSE memory operands of 16 bytes are aligned but for the instructions made not to be; of VEX and EVEX only those
  * that say so (SDM vol. 1 section 14.9). */
 static bool needs_alignment(const struct soft_vm *svm, const struct insn *insn)
@@ -354,6 +372,8 @@ void emit_native(struct translation *t, const struct insn *source)
 	struct cold *cold = NULL;
 	bool any_temps;
 
+	if (emit_zero_legacy(&t->e, insn))
+		return;
 	legacy_form(insn);
 	any_temps = has_temps(insn);
 	b.rcx = insn->implicit_gprs >> X86_RCX & 1;

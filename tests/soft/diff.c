@@ -4,7 +4,7 @@
  *
  *   diff [-n CASES] [-s SEED] [-c FIRST] [-t TRACE] [-v]
  *
- * The guest is a flat 64-bit one at CPL 3 whose page tables map the same linear addresses that the oracle's
+ * The guest is a flat one at CPL 3, of 64-bit and of 32-bit (compatibility mode) code, whose page tables map the same linear addresses that the oracle's
  * memory has in this process, so that addresses in registers mean the same. A failing case prints as an assembler
  * line with its state before and after on both sides.
  */
@@ -44,6 +44,7 @@
 #define G_CODE 0x100000ull
 #define G_DATA 0x102000ull
 #define MEMORY (4ull << 20)
+#define SEL_CODE32 0x3b
 #define FSW_ES 0x80 /* an unmasked exception waits */
 #define END_PORT 0xf0
 
@@ -58,6 +59,7 @@ struct harness {
 	uint64_t rng;
 	uint8_t *code, *data; /* the oracle's */
 	/* the case */
+	uint32_t mode; /* MODE_* to decode with */
 	struct insn insn;
 	uint8_t bytes[16];
 	struct cpu_image start, native, soft;
@@ -138,6 +140,7 @@ static void build_tables(struct harness *h)
 	put64(h, G_GDT + 0x18, 0x00cff3000000ffffull); /* data, ring 3 */
 	put64(h, G_GDT + 0x20, 0x00affb000000ffffull); /* code, ring 3 */
 	put64(h, G_GDT + 0x28, 0x0000890000000067ull | G_TSS << 16);
+	put64(h, G_GDT + 0x38, 0x00cffb000000ffffull); /* code of 32 bits, ring 3 */
 	put64(h, G_TSS + 4, G_STACK);
 	for (uint64_t v = 0; v < 32; v++) {
 		uint64_t at = G_HANDLERS + v * 32;
@@ -167,9 +170,9 @@ static void base_state(struct harness *h)
 	s->xcr0 = cpuid_xcr0(&h->vm->cpuid);
 	for (unsigned i = 0; i < X86_SEGS; i++)
 		s->seg[i] = segment(0x1b, 0xc0f3);
-	s->seg[X86_CS] = segment(0x23, 0xa0fb);
+	s->seg[X86_CS] = h->start.code32 ? segment(SEL_CODE32, 0xc0fb) : segment(0x23, 0xa0fb);
 	s->tr = (struct x86_seg){.base = G_TSS, .limit = 0x67, .sel = 0x28, .attr = 0x8b};
-	s->gdtr = (struct x86_table){G_GDT, 0x37};
+	s->gdtr = (struct x86_table){G_GDT, 0x3f};
 	s->idtr = (struct x86_table){G_IDT, 32 * 16 - 1};
 	s->xsave_size = native_xsave_size();
 }
@@ -261,7 +264,7 @@ static unsigned random_bytes(struct harness *h, uint8_t *b)
 			b[n++] = below(h, 2) ? 0xf2 : 0xf3;
 		if (below(h, 20) == 0)
 			b[n++] = 0xf0;
-		if (below(h, 2))
+		if (below(h, 2) && !h->start.code32)
 			b[n++] = (uint8_t)(0x40 | below(h, 16));
 		if (below(h, 2)) {
 			b[n++] = 0x0f;
@@ -281,6 +284,8 @@ static unsigned random_bytes(struct harness *h, uint8_t *b)
 	} else { /* x87 */
 		b[0] = (uint8_t)(0xd8 | below(h, 8));
 	}
+	if (kind >= 5 && kind < 9 && h->start.code32)
+		b[1] |= 0xc0; /* or it is LES, LDS or BOUND */
 	return 16;
 }
 
@@ -294,11 +299,14 @@ static bool bit_string(const struct insn *i)
 static bool wanted(const struct harness *h, const struct insn *insn)
 {
 	const struct soft_vm *svm = h->vm->engine_data;
-	uint32_t mode = MODE_CODE64 | MODE_LONG | MODE_PROT | MODE_USER | MODE_OSFXSR |
-			MODE_OSXSAVE | MODE_AVX | MODE_AVX512 | MODE_OSXMMEX;
+	uint32_t mode = h->mode | MODE_USER | MODE_OSFXSR | MODE_OSXSAVE | MODE_AVX | MODE_AVX512 |
+			MODE_OSXMMEX;
 
 	if (insn->op == ZYDIS_MNEMONIC_LEA)
 		return true;
+	/* Linux maps nothing into the first 64 KiB, the guest its tables. */
+	if (insn->addrsize == 2 && (insn->has_mem || insn->implicit_mem))
+		return false;
 	/* Its offset would say where in this process it goes. */
 	if (bit_string(insn) && (insn->reg == insn->mem_base || insn->reg == insn->mem_index))
 		return false;
@@ -327,6 +335,20 @@ static bool wanted(const struct harness *h, const struct insn *insn)
 		return true;
 	case ZYDIS_MNEMONIC_MOVSXD: /* 16-bit: AMD's CPUs read four bytes, as soft does, Intel's two */
 		return insn->opsize != 2 || !insn->has_mem;
+	case ZYDIS_MNEMONIC_AAA:
+	case ZYDIS_MNEMONIC_AAD:
+	case ZYDIS_MNEMONIC_AAM:
+	case ZYDIS_MNEMONIC_AAS:
+	case ZYDIS_MNEMONIC_DAA:
+	case ZYDIS_MNEMONIC_DAS:
+	case ZYDIS_MNEMONIC_SALC:
+	case ZYDIS_MNEMONIC_BOUND:
+	case ZYDIS_MNEMONIC_INTO:
+	case ZYDIS_MNEMONIC_PUSHA:
+	case ZYDIS_MNEMONIC_PUSHAD:
+	case ZYDIS_MNEMONIC_POPA:
+	case ZYDIS_MNEMONIC_POPAD:
+		return true;
 	case ZYDIS_MNEMONIC_BSWAP: /* 16-bit: undefined */
 		return insn->opsize != 2;
 	case ZYDIS_MNEMONIC_FWAIT:
@@ -345,6 +367,8 @@ static uint64_t data_address(struct harness *h, unsigned size)
 	case 1: /* over the end */
 		return DATA + DATA_SIZE - below(h, size + 2);
 	case 2: /* not mapped, or not canonical: this process may have something anywhere else */
+		if (h->start.code32)
+			return below(h, 2) ? DATA - 64 : DATA + DATA_SIZE + below(h, 1u << 28);
 		return below(h, 2) ? DATA - 64 : 1ull << 63 | rnd(h) >> 2;
 	default: {
 		uint64_t at = DATA + below(h, DATA_SIZE - 128);
@@ -368,7 +392,7 @@ static void aim_displacement(struct harness *h, uint64_t want)
 	for (unsigned n = 0; n < i->nimm; n++)
 		at -= i->imm_size[n];
 	memcpy(h->bytes + at, &disp, size);
-	insn_decode(h->bytes, 15, MODE_CODE64 | MODE_LONG | MODE_PROT, i);
+	insn_decode(h->bytes, 15, h->mode, i);
 }
 
 /* Makes the memory operand's address what we want by its base (or index) register. */
@@ -376,6 +400,7 @@ static void aim(struct harness *h)
 {
 	const struct insn *i = &h->insn;
 	uint64_t want = data_address(h, i->mem_size), sum = (uint64_t)i->mem_disp;
+	uint64_t reach = h->start.code32 ? UINT32_MAX : UINT64_MAX;
 
 	h->start.gpr[X86_RSI] = data_address(h, 8);
 	h->start.gpr[X86_RDI] = data_address(h, 8);
@@ -393,13 +418,13 @@ static void aim(struct harness *h)
 		h->start.gpr[i->reg] = below(h, 4096) - 2048ull;
 	if (i->mem_base == REG_NONE) {
 		if (i->mem_index != REG_NONE && !i->mem_vsib)
-			h->start.gpr[i->mem_index] = (want - sum) / i->mem_scale;
+			h->start.gpr[i->mem_index] = ((want - sum) & reach) / i->mem_scale;
 		return;
 	}
 	if (i->mem_index != REG_NONE && i->mem_index != i->mem_base && !i->mem_vsib)
 		sum += h->start.gpr[i->mem_index] * i->mem_scale;
 	if (i->mem_index == i->mem_base)
-		h->start.gpr[i->mem_base] = (want - sum) / (i->mem_scale + 1u);
+		h->start.gpr[i->mem_base] = ((want - sum) & reach) / (i->mem_scale + 1u);
 	else
 		h->start.gpr[i->mem_base] = want - sum;
 }
@@ -432,14 +457,22 @@ static void random_vectors(struct harness *h)
 	memcpy(x + 512, &bv, 8);
 }
 
+/* One in four is 32-bit code. */
+static void random_mode(struct harness *h)
+{
+	h->start.code32 = below(h, 4) == 0;
+	h->mode = MODE_LONG | MODE_PROT |
+		  (h->start.code32 ? MODE_CODE32 | MODE_STACK32 | MODE_FLAT : MODE_CODE64);
+}
+
 static void random_case(struct harness *h)
 {
 	uint64_t at = CODE + 0x100 + below(h, 0xe00);
 
+	random_mode(h);
 	for (;;) {
 		random_bytes(h, h->bytes);
-		if (!insn_decode(h->bytes, 15, MODE_CODE64 | MODE_LONG | MODE_PROT, &h->insn) &&
-		    wanted(h, &h->insn))
+		if (!insn_decode(h->bytes, 15, h->mode, &h->insn) && wanted(h, &h->insn))
 			break;
 	}
 	for (unsigned i = 0; i < 16; i++)
@@ -452,6 +485,8 @@ static void random_case(struct harness *h)
 	h->start.rip = at;
 	h->start.vector = -1;
 	aim(h);
+	for (unsigned i = 0; h->start.code32 && i < 8; i++)
+		h->start.gpr[i] &= UINT32_MAX;
 	random_vectors(h);
 	for (unsigned i = 0; i < DATA_SIZE; i += 8) {
 		uint64_t v = rnd_value(h);
@@ -527,6 +562,13 @@ static bool cmps_other_operand(const struct harness *h)
 	       (a->gpr[X86_RDI] & mask) - DATA >= DATA_SIZE;
 }
 
+/* Nor whether BOUND reads the upper bound when the lower one is broken already. */
+static bool bound_other_half(const struct harness *h)
+{
+	return h->insn.op == ZYDIS_MNEMONIC_BOUND &&
+	       h->native.vector + h->soft.vector == X86_BR + X86_PF;
+}
+
 static bool vmaskmov(const struct insn *insn)
 {
 	return insn->op == ZYDIS_MNEMONIC_VMASKMOVPD || insn->op == ZYDIS_MNEMONIC_VMASKMOVPS ||
@@ -548,13 +590,31 @@ static bool same_fault(const struct harness *h)
 	const struct cpu_image *a = &h->native, *b = &h->soft;
 	uint64_t error = a->error;
 
-	if (cmps_other_operand(h))
+	if (cmps_other_operand(h) || bound_other_half(h))
 		return true;
 	/* Linux calls its own half of the address space present to whoever tries to find out. */
 	if (a->vector == X86_PF && (int64_t)a->cr2 < 0)
 		error &= ~1ull;
 	return a->vector == b->vector && (a->vector != X86_PF || same_cr2(h)) &&
 	       (a->vector < 0 || !has_error_code(a->vector) || error == b->error);
+}
+
+/* Flags that the manuals leave open, and that C is not asked to guess. */
+static uint64_t bcd_undefined(const struct insn *insn)
+{
+	switch (insn->op) {
+	case ZYDIS_MNEMONIC_AAA:
+	case ZYDIS_MNEMONIC_AAS:
+		return X86_FL_OF | X86_FL_SF | X86_FL_ZF | X86_FL_PF;
+	case ZYDIS_MNEMONIC_AAD:
+	case ZYDIS_MNEMONIC_AAM:
+		return X86_FL_OF | X86_FL_AF | X86_FL_CF;
+	case ZYDIS_MNEMONIC_DAA:
+	case ZYDIS_MNEMONIC_DAS:
+		return X86_FL_OF;
+	default:
+		return 0;
+	}
 }
 
 /* REPE and REPNE CMPS and SCAS that fault have the flags of the last comparison on AMD's CPUs and in soft, those
@@ -565,7 +625,20 @@ static uint64_t flags_to_compare(const struct harness *h)
 
 	if (h->native.vector >= 0 && (insn->rep || insn->repne))
 		return X86_FL_DF;
-	return ARITH_FLAGS | X86_FL_DF;
+	return (ARITH_FLAGS | X86_FL_DF) & ~bcd_undefined(insn);
+}
+
+/* What is in the upper halves of registers after 32-bit code is not defined (SDM vol. 1, 3.4.1.1). */
+static bool same_registers(const struct harness *h)
+{
+	const struct cpu_image *a = &h->native, *b = &h->soft;
+
+	if (!h->start.code32)
+		return !memcmp(a->gpr, b->gpr, sizeof(a->gpr));
+	for (unsigned i = 0; i < 8; i++)
+		if ((uint32_t)a->gpr[i] != (uint32_t)b->gpr[i])
+			return false;
+	return true;
 }
 
 /* A store of 10 bytes over a page's edge whose second part faults: Intel's CPUs have written the first. */
@@ -588,7 +661,7 @@ static bool same(struct harness *h)
 	normalize(a->xsave, top_is_open);
 	normalize(b->xsave, top_is_open);
 	forget_half_store(h);
-	return same_fault(h) && a->rip == b->rip && !memcmp(a->gpr, b->gpr, sizeof(a->gpr)) &&
+	return same_fault(h) && a->rip == b->rip && same_registers(h) &&
 	       ((a->rflags ^ b->rflags) & flags_to_compare(h)) == 0 &&
 	       !memcmp(a->xsave, b->xsave, native_xsave_size()) &&
 	       !memcmp(h->data, h->data_soft, DATA_SIZE);
@@ -603,7 +676,8 @@ static void print_difference(struct harness *h)
 	char text[128];
 
 	insn_print(&h->insn, h->start.rip, text, sizeof(text));
-	printf("case %" PRIu64 " seed %" PRIu64 ": %s  [", h->cases, h->seed, text);
+	printf("case %" PRIu64 " seed %" PRIu64 ": %s  [%s", h->cases, h->seed, text,
+	       h->start.code32 ? "32-bit: " : "");
 	for (unsigned i = 0; i < h->insn.len; i++)
 		printf("%s%02x", i ? " " : "", h->bytes[i]);
 	printf("]\n  native: vector %d error %#" PRIx64 " cr2 %#" PRIx64 " rip %#" PRIx64

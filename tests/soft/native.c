@@ -41,6 +41,9 @@ bool native_component(unsigned n, uint32_t *offset, uint32_t *size)
 	return a && a <= STATE_XSAVE && b <= STATE_XSAVE - a;
 }
 
+#define CODE_32 0x23 /* Linux's own selectors for users */
+#define DATA_32 0x2b
+
 static void image_to_context(const struct cpu_image *image, ucontext_t *uc)
 {
 	uint8_t *fp = (uint8_t *)uc->uc_mcontext.fpregs;
@@ -50,6 +53,9 @@ static void image_to_context(const struct cpu_image *image, ucontext_t *uc)
 		uc->uc_mcontext.gregs[order[i]] = (greg_t)image->gpr[i];
 	uc->uc_mcontext.gregs[REG_RIP] = (greg_t)image->rip;
 	uc->uc_mcontext.gregs[REG_EFL] = (greg_t)(image->rflags | 0x202);
+	if (image->code32)
+		uc->uc_mcontext.gregs[REG_CSGSFS] =
+			(uc->uc_mcontext.gregs[REG_CSGSFS] & ~0xffffll) | CODE_32;
 	/* Bytes 464 to 511 are the kernel's own description of the frame. */
 	memcpy(software, fp + 464, 48);
 	memcpy(fp, image->xsave, native_xsave_size());
@@ -118,6 +124,8 @@ int native_init(void)
 	if (stack.ss_sp == MAP_FAILED || sigaltstack(&stack, NULL))
 		return -errno;
 	native_thread = 1;
+	/* 64-bit code has null selectors there and needs none; 32-bit code does. */
+	__asm__ volatile("mov %0, %%ds; mov %0, %%es" : : "r"(DATA_32));
 	sigfillset(&sa.sa_mask);
 	sa.sa_sigaction = on_trap;
 	for (unsigned i = 0; i < sizeof(traps) / sizeof(traps[0]); i++)

@@ -12,6 +12,7 @@
 
 /* What an instruction can change, but for memory. */
 struct cpu_image {
+	bool code32;	  /* 32-bit code in compatibility mode */
 	uint64_t gpr[16]; /* encoding order */
 	uint64_t rip, rflags;
 	uint8_t xsave[STATE_XSAVE] __attribute__((aligned(64))); /* standard format */
