@@ -37,8 +37,8 @@ static int attach(struct net *net, int fd)
 /* The other side is gone. On the loop thread. */
 static void detach(struct net *net)
 {
-	loop_fd_del(&net->node);
 	pthread_mutex_lock(&net->lock);
+	loop_fd_del(&net->node);
 	close(net->fd);
 	net->fd = -1;
 	pthread_mutex_unlock(&net->lock);

@@ -50,7 +50,7 @@ struct net_events {
  * Receiving is off. */
 int net_open(struct net **out, struct config *node, struct loop *loop, struct log *log,
 	     const struct net_events *events, struct error *err);
-/* No callback afterwards. Not under the device's lock. NULL is allowed. */
+/* No callback afterwards. On the loop thread or while the loop does not run, not under the device's lock. NULL is allowed. */
 void net_close(struct net *net);
 
 /* Sends one frame, all of it or nothing. 0: sent, or lost as networks lose frames (nobody is connected); -EAGAIN: not

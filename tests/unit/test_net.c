@@ -81,13 +81,23 @@ static int teardown(void **state)
 {
 	struct machine *m = *state;
 
-	for (unsigned i = 0; i < 2; i++)
-		net_close(m->end[i].net);
 	loop_stop(m->loop);
 	pthread_join(m->thread, NULL);
+	for (unsigned i = 0; i < 2; i++)
+		net_close(m->end[i].net);
 	loop_destroy(m->loop);
 	free(m);
 	return 0;
+}
+
+static unsigned readable(struct end *end)
+{
+	unsigned n;
+
+	pthread_mutex_lock(&end->lock);
+	n = end->readable;
+	pthread_mutex_unlock(&end->lock);
+	return n;
 }
 
 static int try_open(struct machine *m, unsigned i, const char *list, struct error *err)
@@ -212,7 +222,7 @@ static void test_bad_stream(void **state)
 	open_ok(m, 0, list);
 	assert_int_equal(connect(fd, (struct sockaddr *)&address, sizeof(address)), 0);
 	assert_int_equal(send(fd, "\377\377\377\377 and so on", 14, 0), 14);
-	for (unsigned i = 0; i < 100 && m->end[0].readable == 0; i++) {
+	for (unsigned i = 0; i < 100 && readable(&m->end[0]) == 0; i++) {
 		static uint8_t frame[NET_FRAME_MAX];
 
 		net_receive_enable(m->end[0].net, true);
