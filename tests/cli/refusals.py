@@ -105,7 +105,8 @@ class Help(cli.SkepTest):
     def test_devices_come_from_the_registry(self):
         pci, lpc = self.skep('-s', 'help'), self.skep('-l', 'help')
         self.assertEqual((pci.returncode, lpc.returncode), (0, 0))
-        for name in ('hostbridge', 'amd_hostbridge', 'lpc', 'virtio-blk', 'virtio-rnd'):
+        for name in ('hostbridge', 'amd_hostbridge', 'lpc', 'virtio-blk', 'virtio-console', 'virtio-rnd', 'ahci-hd',
+                     'ahci-cd'):
             self.assertRegex(pci.stdout, rf'(?m)^  {name}\b')
         for name in ('com1', 'com4', 'pc-testdev', 'bootrom'):
             self.assertRegex(lpc.stdout, rf'(?m)^  {name}\b')

@@ -1,0 +1,549 @@
+/*
+ * virtio as a driver meets it, good or hostile: a driver of our own on a machine without CPUs, talking to virtio-rnd and
+ * virtio-blk by the modern and the legacy interface.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "bus/pci.h"
+#include "devices/virtio/virtio.h"
+#include "tests/unit/fixture.h"
+
+#define RAM (4ull << 20)
+#define DESC 0x10000u
+#define AVAIL 0x11000u
+#define USED 0x12000u
+#define BUFFER 0x20000u
+#define SIZE 64u
+#define WAIT_MS 20000
+
+#define COMMON 0x0000
+#define NOTIFY 0x3000
+#define STATUS 0x14
+
+struct driver {
+	struct fixture *f;
+	struct device *device;
+	struct config *config;
+	char image[64];
+	uint64_t bar;
+	uint16_t avail, used;
+};
+
+static uint64_t pci_ecam(unsigned reg)
+{
+	return PCI_ECAM_BASE + (3 << 15) + reg;
+}
+
+static void reg_write(struct driver *d, unsigned offset, unsigned size, uint64_t value)
+{
+	fixture_write(d->f, d->bar + offset, size, value);
+}
+
+static uint64_t reg_read(struct driver *d, unsigned offset, unsigned size)
+{
+	return fixture_read(d->f, d->bar + offset, size);
+}
+
+static void poke(struct driver *d, uint64_t gpa, const void *bytes, size_t len)
+{
+	assert_int_equal(memory_write(&d->f->vm.memory, gpa, bytes, len), 0);
+}
+
+static void peek(struct driver *d, uint64_t gpa, void *bytes, size_t len)
+{
+	assert_int_equal(memory_read(&d->f->vm.memory, gpa, bytes, len), 0);
+}
+
+static void descriptor(struct driver *d, uint64_t table, unsigned n, uint64_t addr, uint32_t len,
+		       uint16_t flags, uint16_t next)
+{
+	struct {
+		uint64_t addr;
+		uint32_t len;
+		uint16_t flags, next;
+	} desc = {addr, len, flags, next};
+
+	poke(d, table + 16 * n, &desc, sizeof(desc));
+}
+
+/* Makes `n` entries available, all of them chain `head`. */
+static void offer(struct driver *d, uint16_t head, unsigned n)
+{
+	for (unsigned i = 0; i < n; i++)
+		poke(d, AVAIL + 4 + 2 * (d->avail++ % SIZE), &head, 2);
+	poke(d, AVAIL + 2, &d->avail, 2);
+}
+
+static void notify(struct driver *d)
+{
+	reg_write(d, NOTIFY, 2, 0);
+}
+
+static bool is_broken(struct driver *d)
+{
+	return reg_read(d, STATUS, 1) & VIRTIO_STATUS_NEEDS_RESET;
+}
+
+/* Until the device has used `n` more chains, or is broken; the length of the last one. */
+static uint32_t await(struct driver *d, unsigned n)
+{
+	uint32_t entry[2];
+	uint16_t used = 0;
+
+	d->used = (uint16_t)(d->used + n);
+	for (unsigned ms = 0; ms < WAIT_MS; ms++) {
+		peek(d, USED + 2, &used, 2);
+		if (used == d->used || is_broken(d))
+			break;
+		usleep(1000);
+	}
+	assert_int_equal(used, d->used);
+	peek(d, USED + 4 + 8 * ((d->used - 1) % SIZE), entry, 8);
+	return entry[1];
+}
+
+static void await_broken(struct driver *d)
+{
+	for (unsigned ms = 0; ms < WAIT_MS && !is_broken(d); ms++)
+		usleep(1000);
+	assert_true(is_broken(d));
+}
+
+static void bring_up(struct driver *d, uint64_t features)
+{
+	const uint8_t zeros[4096] = {0};
+
+	reg_write(d, STATUS, 1, 0);
+	assert_int_equal(reg_read(d, STATUS, 1), 0);
+	d->avail = d->used = 0;
+	poke(d, AVAIL, zeros, sizeof(zeros));
+	poke(d, USED, zeros, sizeof(zeros));
+	reg_write(d, STATUS, 1, 3);
+	for (unsigned i = 0; i < 2; i++) {
+		reg_write(d, 0x08, 4, i);
+		reg_write(d, 0x0c, 4, features >> (32 * i) & UINT32_MAX);
+	}
+	reg_write(d, STATUS, 1, 11);
+	reg_write(d, 0x16, 2, 0);
+	reg_write(d, 0x18, 2, SIZE);
+	reg_write(d, 0x20, 4, DESC);
+	reg_write(d, 0x28, 4, AVAIL);
+	reg_write(d, 0x30, 4, USED);
+	reg_write(d, 0x1c, 2, 1);
+	reg_write(d, STATUS, 1, 15);
+}
+
+static int set_up(void **state, const char *name)
+{
+	struct driver *d = calloc(1, sizeof(*d));
+	struct fixture *f = fixture_create();
+	const struct device_class *cls = device_class_find(DEVICE_PCI, name);
+	struct error err = {0};
+	struct config *node;
+
+	assert_non_null(d);
+	d->f = f;
+	d->config = f->vm.config = config_create();
+	if (memory_create(&f->vm.memory, &f->vm, RAM, false, false, &err))
+		fail_msg("%s", err.text);
+	fixture_device(f, &pci_bus_class, NULL);
+	node = config_make(f->vm.config, "pci.0.3.0", &err);
+	if (strcmp(name, "virtio-blk") == 0) {
+		int fd;
+
+		strcpy(d->image, "/tmp/skep-test-virtio-XXXXXX");
+		fd = mkstemp(d->image);
+		assert_true(fd >= 0);
+		assert_int_equal(ftruncate(fd, 1 << 20), 0);
+		close(fd);
+		assert_int_equal(config_set(node, "path", d->image, &err), 0);
+	}
+	if (device_create(cls, &f->vm, node, &d->device, &err))
+		fail_msg("%s", err.text);
+	fixture_write(f, pci_ecam(PCI_COMMAND), 2, 7);
+	d->bar = fixture_read(f, pci_ecam(PCI_BAR(4)), 4) & ~15ull;
+	*state = d;
+	return 0;
+}
+
+static int set_up_rnd(void **state)
+{
+	return set_up(state, "virtio-rnd");
+}
+
+static int set_up_blk(void **state)
+{
+	return set_up(state, "virtio-blk");
+}
+
+static int tear_down(void **state)
+{
+	struct driver *d = *state;
+	struct memory memory = d->f->vm.memory;
+
+	fixture_destroy(d->f);
+	memory_destroy(&memory);
+	config_destroy(d->config);
+	if (d->image[0])
+		unlink(d->image);
+	free(d);
+	return 0;
+}
+
+static void buffers_are_filled(void **state)
+{
+	struct driver *d = *state;
+	uint8_t bytes[300] = {0}, zeros[300] = {0};
+
+	bring_up(d, VIRTIO_F_VERSION_1);
+	descriptor(d, DESC, 0, BUFFER, 100, 3, 1);
+	descriptor(d, DESC, 1, BUFFER + 100, 200, 2, 0);
+	offer(d, 0, 3);
+	notify(d);
+	assert_int_equal(await(d, 3), 300);
+	peek(d, BUFFER, bytes, sizeof(bytes));
+	assert_memory_not_equal(bytes, zeros, 100);
+	assert_memory_not_equal(bytes + 100, zeros, 200);
+	assert_false(is_broken(d));
+}
+
+static void indirect_tables_work_if_negotiated(void **state)
+{
+	struct driver *d = *state;
+
+	bring_up(d, VIRTIO_F_VERSION_1 | VIRTIO_F_INDIRECT_DESC);
+	descriptor(d, DESC, 0, BUFFER, 32, 4, 0);
+	descriptor(d, BUFFER, 0, BUFFER + 0x1000, 10, 3, 1);
+	descriptor(d, BUFFER, 1, BUFFER + 0x2000, 20, 2, 0);
+	offer(d, 0, 1);
+	notify(d);
+	assert_int_equal(await(d, 1), 30);
+	bring_up(d, VIRTIO_F_VERSION_1);
+	offer(d, 0, 1);
+	notify(d);
+	await_broken(d);
+}
+
+/* With EVENT_IDX the device interrupts only when the driver's event is passed. */
+static void event_index_is_kept(void **state)
+{
+	struct driver *d = *state;
+	uint16_t event = 2;
+
+	fixture_write(d->f, pci_ecam(0x10 + 4), 4, fixture_read(d->f, pci_ecam(0x14), 4));
+	bring_up(d, VIRTIO_F_VERSION_1 | VIRTIO_F_EVENT_IDX);
+	poke(d, AVAIL + 4 + 2 * SIZE, &event, 2);
+	descriptor(d, DESC, 0, BUFFER, 8, 2, 0);
+	for (unsigned i = 0; i < 3; i++) {
+		bool pending;
+
+		offer(d, 0, 1);
+		notify(d);
+		await(d, 1);
+		for (unsigned ms = 0; ms < (i == 2 ? WAIT_MS : 20); ms++) {
+			pending = fixture_read(d->f, pci_ecam(PCI_STATUS), 2) & PCI_STATUS_INTX;
+			if (pending)
+				break;
+			usleep(1000);
+		}
+		assert_int_equal(pending, i == 2);
+	}
+	assert_true(irq_line_level(&d->f->vm.irq, PCI_INTX_GSI_BASE + pci_intx_wire(3, 1)));
+	assert_int_equal(reg_read(d, 0x1000, 1), 1); /* reading the ISR takes the interrupt back */
+	assert_false(irq_line_level(&d->f->vm.irq, PCI_INTX_GSI_BASE + pci_intx_wire(3, 1)));
+}
+
+static void features_are_refused(void **state)
+{
+	struct driver *d = *state;
+
+	bring_up(d, 0); /* modern, without VERSION_1 */
+	assert_int_equal(reg_read(d, STATUS, 1), 3);
+	bring_up(d, VIRTIO_F_VERSION_1 | 1ull << 40);
+	assert_int_equal(reg_read(d, STATUS, 1), 3);
+	bring_up(d, VIRTIO_F_VERSION_1);
+	assert_int_equal(reg_read(d, STATUS, 1), 15);
+}
+
+/* Each of these breaks the device, none of them anything else, and a reset mends it. */
+static void bad_chains_break_the_device(void **state)
+{
+	static const struct {
+		uint64_t addr;
+		uint32_t len;
+		uint16_t flags, next;
+	} bad[] = {
+		{BUFFER, 16, 3, 0},	    /* a loop */
+		{BUFFER, 16, 3, SIZE},	    /* the next is out of range */
+		{BUFFER, 0, 2, 0},	    /* empty */
+		{RAM - 8, 16, 2, 0},	    /* over the end of RAM */
+		{RAM, 16, 2, 0},	    /* behind it */
+		{UINT64_MAX - 8, 16, 2, 0}, /* wraps */
+		{BUFFER, UINT32_MAX, 2, 0}, /* gigabytes */
+		{PCI_MEM32_BASE, 16, 2, 0}, /* MMIO */
+		{BUFFER, 17, 4, 0},	    /* an indirect table of no whole entries */
+		{BUFFER, 0, 4, 0},	    /* of none */
+		{DESC, 16, 4, 0},	    /* of an indirect one */
+		{RAM - 16, 32, 4, 0},	    /* outside of RAM */
+		{BUFFER, 16, 5, 0},	    /* indirect and next */
+	};
+	struct driver *d = *state;
+
+	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		bring_up(d, VIRTIO_F_VERSION_1 | VIRTIO_F_INDIRECT_DESC);
+		descriptor(d, DESC, 0, bad[i].addr, bad[i].len, bad[i].flags, bad[i].next);
+		offer(d, 0, 1);
+		notify(d);
+		await_broken(d);
+	}
+	bring_up(d, VIRTIO_F_VERSION_1);
+	offer(d, SIZE, 1); /* a head out of range */
+	notify(d);
+	await_broken(d);
+	bring_up(d, VIRTIO_F_VERSION_1);
+	descriptor(d, DESC, 0, BUFFER, 8, 2, 0);
+	offer(d, 0, SIZE + 1); /* more than the ring holds */
+	notify(d);
+	await_broken(d);
+	buffers_are_filled(state);
+}
+
+static void bad_rings_break_the_device(void **state)
+{
+	static const uint64_t bad[] = {RAM, RAM - 16, PCI_MEM32_BASE, UINT64_MAX - 15, DESC + 1};
+	struct driver *d = *state;
+
+	for (unsigned ring = 0; ring < 3; ring++) {
+		for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+			reg_write(d, STATUS, 1, 0);
+			reg_write(d, STATUS, 1, 3);
+			reg_write(d, 0x08, 4, 1);
+			reg_write(d, 0x0c, 4, 1);
+			reg_write(d, STATUS, 1, 11);
+			reg_write(d, 0x20, 4, DESC);
+			reg_write(d, 0x28, 4, AVAIL);
+			reg_write(d, 0x30, 4, USED);
+			reg_write(d, 0x20 + 8 * ring, 4, bad[i] & UINT32_MAX);
+			reg_write(d, 0x24 + 8 * ring, 4, bad[i] >> 32);
+			reg_write(d, 0x1c, 2, 1);
+			reg_write(d, STATUS, 1, 15);
+			assert_true(is_broken(d));
+		}
+	}
+	buffers_are_filled(state);
+}
+
+/* 64 KiB of rings, tables and buffers full of noise, registers hit at random. */
+static void noise_is_survived(void **state)
+{
+	struct driver *d = *state;
+	uint64_t seed = 7;
+
+	for (unsigned round = 0; round < 400; round++) {
+		bring_up(d, VIRTIO_F_VERSION_1 | VIRTIO_F_INDIRECT_DESC |
+				    (round & 1 ? VIRTIO_F_EVENT_IDX : 0));
+		for (unsigned i = 0; i < SIZE; i++) {
+			uint64_t r = fixture_random(&seed);
+			uint64_t addr = r & 7 ? BUFFER + (r >> 8 & 0xfff) : r;
+
+			descriptor(d, DESC, i, addr, (uint32_t)(r >> 20 & (r & 8 ? 0x3ff : 0xf0)),
+				   (uint16_t)(r >> 40 & (r & 0x30 ? 3 : 7)),
+				   (uint16_t)(r >> 50 & (r & 0xc0 ? 63 : 0xff)));
+		}
+		for (unsigned i = 0; i < 8; i++)
+			offer(d, (uint16_t)(fixture_random(&seed) % (SIZE + 1)), 1);
+		notify(d);
+		if (round % 8 == 0)
+			fixture_fuzz_mmio(d->f, d->bar, 0x4000, 200, round + 1);
+	}
+	fixture_fuzz_state(d->f, d->device, 200, 9);
+	fixture_write(d->f, pci_ecam(PCI_BAR(4)), 4, (uint32_t)d->bar);
+	fixture_write(d->f, pci_ecam(PCI_BAR(5)), 4, 0);
+	fixture_write(d->f, pci_ecam(PCI_COMMAND), 2, 7);
+	bring_up(d, VIRTIO_F_VERSION_1);
+	assert_int_equal(reg_read(d, STATUS, 1), 15);
+}
+
+/* --- a disk ---------------------------------------------------------------------------------------- */
+
+static uint8_t disk_request(struct driver *d, uint32_t type, uint64_t sector, uint32_t len,
+			    bool to_guest)
+{
+	const struct {
+		uint32_t type, reserved;
+		uint64_t sector;
+	} header = {type, 0, sector};
+	uint8_t status = 0xaa;
+
+	poke(d, BUFFER, &header, sizeof(header));
+	poke(d, BUFFER + 0x100, &status, 1);
+	descriptor(d, DESC, 0, BUFFER, 16, 1, len ? 1 : 2);
+	descriptor(d, DESC, 1, BUFFER + 0x1000, len, to_guest ? 3 : 1, 2);
+	descriptor(d, DESC, 2, BUFFER + 0x100, 1, 2, 0);
+	offer(d, 0, 1);
+	notify(d);
+	await(d, 1);
+	peek(d, BUFFER + 0x100, &status, 1);
+	return status;
+}
+
+static void disk_keeps_what_is_written(void **state)
+{
+	struct driver *d = *state;
+	const uint64_t zeroes[2] = {7, 1};
+	uint8_t in[1024], out[1024];
+
+	bring_up(d, VIRTIO_F_VERSION_1 | 1 << 9 | 1 << 14);
+	for (unsigned i = 0; i < sizeof(in); i++)
+		in[i] = (uint8_t)(i * 7);
+	poke(d, BUFFER + 0x1000, in, sizeof(in));
+	assert_int_equal(disk_request(d, 1, 6, 1024, false), 0);
+	assert_int_equal(disk_request(d, 4, 0, 0, false), 0);
+	poke(d, BUFFER + 0x1000, zeroes, sizeof(zeroes));
+	assert_int_equal(disk_request(d, 13, 0, 16, false), 0);
+	assert_int_equal(disk_request(d, 0, 6, 1024, true), 0);
+	peek(d, BUFFER + 0x1000, out, sizeof(out));
+	memset(in + 512, 0, 512);
+	assert_memory_equal(in, out, sizeof(in));
+}
+
+static void disk_has_an_end(void **state)
+{
+	struct driver *d = *state;
+	const uint64_t sectors = (1 << 20) / 512;
+
+	bring_up(d, VIRTIO_F_VERSION_1);
+	assert_int_equal(disk_request(d, 0, sectors - 1, 512, true), 0);
+	assert_int_equal(disk_request(d, 0, sectors, 512, true), 1);
+	assert_int_equal(disk_request(d, 0, sectors - 1, 1024, true), 1);
+	assert_int_equal(disk_request(d, 1, UINT64_MAX, 512, false), 1);
+	assert_int_equal(disk_request(d, 1, 1ull << 55, 512, false), 1);
+	assert_int_equal(disk_request(d, 0, 0, 100, true), 1); /* no whole sector */
+	assert_int_equal(disk_request(d, 99, 0, 512, true), 2);
+	assert_false(is_broken(d));
+}
+
+static void disk_survives_reset_under_load(void **state)
+{
+	struct driver *d = *state;
+
+	for (unsigned i = 0; i < 50; i++) {
+		bring_up(d, VIRTIO_F_VERSION_1);
+		descriptor(d, DESC, 0, BUFFER, 16, 1, 1);
+		descriptor(d, DESC, 1, BUFFER + 0x1000, 0x10000, 3, 2);
+		descriptor(d, DESC, 2, BUFFER + 0x100, 1, 2, 0);
+		poke(d, BUFFER, (uint64_t[2]){0, 0}, 16);
+		offer(d, 0, SIZE);
+		notify(d);
+	}
+	bring_up(d, VIRTIO_F_VERSION_1);
+	assert_int_equal(disk_request(d, 0, 0, 512, true), 0);
+}
+
+/* --- PCI ------------------------------------------------------------------------------------------- */
+
+static void bars_move_and_vanish(void **state)
+{
+	struct driver *d = *state;
+	uint64_t old = d->bar;
+
+	assert_int_equal(reg_read(d, 0x12, 2), 1);
+	fixture_write(d->f, pci_ecam(PCI_BAR(4)), 4, UINT32_MAX);
+	assert_int_equal(fixture_read(d->f, pci_ecam(PCI_BAR(4)), 4), 0xffffc00c);
+	fixture_write(d->f, pci_ecam(PCI_BAR(4)), 4, 0xd0000000);
+	assert_int_equal(fixture_read(d->f, old + 0x12, 2), 0xffff);
+	assert_int_equal(fixture_read(d->f, 0xd0000012, 2), 1);
+	/* onto the MSI-X BAR: there it waits */
+	fixture_write(d->f, pci_ecam(PCI_BAR(4)), 4,
+		      (uint32_t)fixture_read(d->f, pci_ecam(PCI_BAR(1)), 4));
+	assert_int_equal(fixture_read(d->f, 0xd0000012, 2), 0xffff);
+	d->bar = fixture_read(d->f, pci_ecam(PCI_BAR(4)), 4) & ~15ull;
+	assert_int_not_equal(reg_read(d, 0x12, 2), 1);
+	fixture_write(d->f, pci_ecam(PCI_BAR(1)), 4, 0xd1000000);
+	assert_int_equal(reg_read(d, 0x12, 2), 1);
+	fixture_write(d->f, pci_ecam(PCI_COMMAND), 2, 0);
+	assert_int_equal(reg_read(d, 0x12, 2), 0xffff);
+}
+
+static unsigned find_capability(struct driver *d, uint8_t id)
+{
+	unsigned at = (unsigned)fixture_read(d->f, pci_ecam(PCI_CAPABILITY_POINTER), 1);
+
+	while (at && fixture_read(d->f, pci_ecam(at), 1) != id)
+		at = (unsigned)fixture_read(d->f, pci_ecam(at + 1), 1);
+	assert_int_not_equal(at, 0);
+	return at;
+}
+
+static void await_msis(struct driver *d, unsigned n)
+{
+	for (unsigned ms = 0; ms < WAIT_MS && __atomic_load_n(&d->f->msis, __ATOMIC_ACQUIRE) < n;
+	     ms++)
+		usleep(1000);
+	assert_int_equal(d->f->msis, n);
+}
+
+static void masked_messages_wait(void **state)
+{
+	struct driver *d = *state;
+	uint64_t table = fixture_read(d->f, pci_ecam(PCI_BAR(1)), 4);
+	unsigned cap = find_capability(d, PCI_CAP_MSIX);
+
+	fixture_write(d->f, pci_ecam(cap + 2), 2, 0x8000);
+	bring_up(d, VIRTIO_F_VERSION_1);
+	reg_write(d, 0x16, 2, 0);
+	reg_write(d, 0x1a, 2, 99);
+	assert_int_equal(reg_read(d, 0x1a, 2), VIRTIO_NO_VECTOR);
+	reg_write(d, 0x1a, 2, 1);
+	fixture_write(d->f, table + 16, 4, 0xfee01000);
+	fixture_write(d->f, table + 24, 4, 0x55);
+	descriptor(d, DESC, 0, BUFFER, 8, 2, 0);
+	offer(d, 0, 1);
+	notify(d);
+	await(d, 1);
+	for (unsigned ms = 0; ms < WAIT_MS && fixture_read(d->f, table + 0x800, 4) != 2; ms++)
+		usleep(1000);
+	assert_int_equal(fixture_read(d->f, table + 0x800, 4), 2); /* pending */
+	assert_int_equal(d->f->msis, 0);
+	fixture_write(d->f, table + 28, 4, 0);
+	await_msis(d, 1);
+	assert_int_equal(d->f->msi[0].addr, 0xfee01000);
+	assert_int_equal(d->f->msi[0].data, 0x55);
+	assert_int_equal(fixture_read(d->f, table + 0x800, 4), 0);
+	/* 6.6.2 of PCI Express: the function is as after power-on */
+	fixture_write(d->f, pci_ecam(find_capability(d, PCI_CAP_EXPRESS) + 8), 2, 0x8000);
+	assert_int_equal(fixture_read(d->f, pci_ecam(cap + 2), 2), 1);
+	assert_int_equal(fixture_read(d->f, table + 28, 4), 1);
+	assert_int_equal(reg_read(d, STATUS, 1), 0);
+}
+
+#define RND(fn) cmocka_unit_test_setup_teardown(fn, set_up_rnd, tear_down)
+#define BLK(fn) cmocka_unit_test_setup_teardown(fn, set_up_blk, tear_down)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		RND(buffers_are_filled),
+		RND(indirect_tables_work_if_negotiated),
+		RND(event_index_is_kept),
+		RND(features_are_refused),
+		RND(bad_chains_break_the_device),
+		RND(bad_rings_break_the_device),
+		RND(noise_is_survived),
+		RND(bars_move_and_vanish),
+		RND(masked_messages_wait),
+		BLK(disk_keeps_what_is_written),
+		BLK(disk_has_an_end),
+		BLK(disk_survives_reset_under_load),
+		BLK(noise_is_survived),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
