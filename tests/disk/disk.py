@@ -31,18 +31,19 @@ class Failure(Exception):
     pass
 
 
-def image(cache):
-    """The directory of the image, built if it is not there; None with the reason where it cannot be."""
-    where = cache / 'disk'
+def image(cache, name='disk', options=('--include', 'fio,curl,python3-minimal')):
+    """The directory of an image, built if it is not there; None with the reason where it cannot be."""
+    where = cache / name
     if (where / 'complete').exists():
         return where, None
     if os.geteuid() != 0:
         return None, 'building an image takes root'
-    missing = [p for p in ('mmdebstrap', 'mke2fs', 'ssh-keygen') if not shutil.which(p, path=os.environ['PATH'] + ':/sbin')]
+    wanted = ('mmdebstrap', 'mke2fs', 'ssh-keygen') + (('xorrisofs',) if '--iso' in options else ())
+    missing = [p for p in wanted if not shutil.which(p, path=os.environ['PATH'] + ':/sbin')]
     if missing:
         return None, 'no ' + ', '.join(missing)
     where.mkdir(parents=True, exist_ok=True)
-    built = subprocess.run([HERE / 'make-image', '--include', 'fio,curl,python3-minimal', where], timeout=900,
+    built = subprocess.run([HERE / 'make-image', *options, where], timeout=900,
                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     if built.returncode != 0:
         return None, 'make-image failed: ' + built.stdout.decode(errors='replace').strip().split('\n')[-1]
@@ -52,8 +53,8 @@ def image(cache):
 class Guest:
     """One VM. Its disk is a copy, or the image itself with writes thrown away."""
 
-    def __init__(self, args, work, disk, options='', cpus=1, more=()):
-        self.args, self.work = args, work
+    def __init__(self, args, work, disk, options='', cpus=1, more=(), device='virtio-blk', root='root=LABEL=skep', files=None):
+        self.args, self.work, self.files = args, work, files or args.image
         with socket.socket() as s:
             s.bind(('127.0.0.1', 0))
             self.port = s.getsockname()[1]
@@ -62,10 +63,10 @@ class Guest:
         self.errors = (work / 'stderr.txt').open('wb')
         self.process = subprocess.Popen(
             [args.skep, '-q', '-E', args.engine, '-AHP', '-c', str(cpus), '-m', '768M', '-s', '0,hostbridge', '-s', '31,lpc',
-             '-s', f'3,virtio-blk,{disk}{options}',
+             '-s', f'3,{device},{disk}{options}',
              '-s', f'4,virtio-net,slirp,hostfwd=tcp:127.0.0.1:{self.port}-:22', '-s', '5,virtio-rnd', *more,
-             '-l', f'com1,file={self.console}', '--kernel', args.image / 'vmlinuz', '--initrd', args.image / 'initrd.img',
-             '--append', 'root=LABEL=skep console=ttyS0', f'disk-{os.getpid()}'],
+             '-l', f'com1,file={self.console}', '--kernel', self.files / 'vmlinuz', '--initrd', self.files / 'initrd.img',
+             '--append', f'{root} console=ttyS0', f'disk-{os.getpid()}'],
             stdin=subprocess.DEVNULL, stdout=self.errors, stderr=subprocess.STDOUT)
 
     def __enter__(self):
@@ -79,7 +80,7 @@ class Guest:
 
     def ssh_command(self, command):
         return ['ssh', '-q', '-o', 'StrictHostKeyChecking=no', '-o', 'UserKnownHostsFile=/dev/null', '-o', 'BatchMode=yes',
-                '-o', 'ConnectTimeout=10', '-i', self.args.image / 'ssh-key', '-p', str(self.port), 'root@127.0.0.1', command]
+                '-o', 'ConnectTimeout=10', '-i', self.files / 'ssh-key', '-p', str(self.port), 'root@127.0.0.1', command]
 
     def ssh(self, command, limit=60, check=True):
         done = subprocess.run(self.ssh_command(command), timeout=limit * self.args.slow, stdin=subprocess.DEVNULL,
@@ -106,6 +107,11 @@ class Guest:
     def stderr(self):
         return (self.work / 'stderr.txt').read_text(errors='replace')
 
+    def check_running(self):
+        state = self.ssh('systemctl is-system-running --wait; systemctl --failed --no-legend', check=False)
+        if state.strip() != 'running':
+            raise Failure(f'the system: {state}')
+
     def poweroff(self, limit=60):
         self.ssh('systemctl poweroff', check=False)
         status = self.process.wait(limit * self.args.slow)
@@ -119,9 +125,9 @@ def fsck(disk):
         raise Failure(f'e2fsck: status {done.returncode}: {done.stdout.decode(errors="replace")[-2000:]}')
 
 
-def copy_of(args, work):
+def copy_of(files, work):
     disk = work / 'disk.img'
-    subprocess.run(['cp', '--sparse=always', '--reflink=auto', args.image / 'disk.img', disk], check=True)
+    subprocess.run(['cp', '--sparse=always', '--reflink=auto', files / 'disk.img', disk], check=True)
     return disk
 
 
@@ -147,7 +153,7 @@ def system(args, work):
     """Boots to a system without a failed unit, moves files by the network both ways, writes and reads back on the disk,
     powers off, and the file system is clean. A second disk runs full: the guest gets an I/O error, the VM lives, a line
     says what happened."""
-    disk, spare = copy_of(args, work), work / 'spare.img'
+    disk, spare = copy_of(args.image, work), work / 'spare.img'
     with spare.open('wb') as f:
         f.truncate(64 << 20)
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Server)
@@ -155,9 +161,7 @@ def system(args, work):
     url = f'http://10.0.2.2:{server.server_address[1]}/'
     with Guest(args, work, disk, cpus=2, more=['-s', f'6,virtio-blk,{spare},fault=write:ENOSPC:3']) as guest:
         guest.wait()
-        state = guest.ssh('systemctl is-system-running --wait; systemctl --failed --no-legend', check=False)
-        if state.strip() != 'running':
-            raise Failure(f'the system: {state}')
+        guest.check_running()
         console = guest.console.read_text(errors='replace')
         if 'skep login:' not in console:
             raise Failure('no login prompt on ttyS0')
@@ -213,7 +217,7 @@ print("records", n)
 def kills(args, work, count, options):
     """SIGKILL at a random moment while the guest writes records with fsync: those that were confirmed are there."""
     rng = random.Random(os.getpid())
-    disk = copy_of(args, work)
+    disk = copy_of(args.image, work)
     confirmed = 0
     for turn in range(count + 1):
         with Guest(args, work, disk, options) as guest:
@@ -238,10 +242,49 @@ def kills(args, work, count, options):
     fsck(disk)
 
 
+def ahci(args, work):
+    """The system on a SATA disk, with a login prompt on hvc0 too, then on a CD with its writes in memory."""
+    files, reason = image(args.cache, 'disk-amd64', ('--kernel', 'linux-image-amd64', '--iso'))
+    if files is None:
+        raise Failure(reason)
+    complaint = r'ata\d.*(exception|error|failed|timeout)|I/O error|Buffer I/O'
+    disk, hvc0 = copy_of(files, work), work / 'hvc0'
+    with Guest(args, work, disk, device='ahci-hd', files=files, cpus=2,
+               more=['-s', f'6,virtio-console,console={hvc0}']) as guest:
+        guest.wait()
+        guest.check_running()
+        # By itself systemd starts one only where the driver is there from the beginning; Debian's is a module.
+        guest.ssh('systemctl start serial-getty@hvc0')
+        with socket.socket(socket.AF_UNIX) as port:
+            port.settimeout(30 * args.slow)
+            port.connect(str(hvc0))
+            port.sendall(b'\n')
+            seen = b''
+            while b'login:' not in seen:
+                part = port.recv(4096)
+                if not part:
+                    raise Failure(f'hvc0 closed after {seen}')
+                seen += part
+        found = re.search(complaint, guest.ssh('dmesg'))
+        if found:
+            raise Failure(f'the kernel of the disk complains: {found.group(0)}')
+        guest.poweroff()
+    fsck(disk)
+    with Guest(args, work, files / 'cd.iso', device='ahci-cd', files=files,
+               root='root=/dev/sr0 rootfstype=iso9660 overlayroot=tmpfs') as guest:
+        guest.wait()
+        guest.check_running()
+        found = re.search(complaint, guest.ssh('dmesg'))
+        if found:
+            raise Failure(f'the kernel of the CD complains: {found.group(0)}')
+        guest.poweroff()
+
+
 TESTS = {
     'system': (system, 'quick'),
     'kills-5': (lambda args, work: kills(args, work, 5, ''), 'long'),
     'kills-volatile': (lambda args, work: kills(args, work, 1, ',test=volatile'), 'quick'),
+    'ahci': (ahci, 'long'),
     'kills-100': (lambda args, work: kills(args, work, 100, ''), 'long'),
     'kills-volatile-20': (lambda args, work: kills(args, work, 20, ',test=volatile'), 'long'),
 }
@@ -256,10 +299,10 @@ def main():
     parser.add_argument('--suite', choices=['quick', 'long'])
     parser.add_argument('tests', nargs='*')
     args = parser.parse_args()
-    cache = pathlib.Path(os.environ.get('SKEP_TEST_CACHE', args.cache))
+    args.cache = pathlib.Path(os.environ.get('SKEP_TEST_CACHE', args.cache))
     names = args.tests or [n for n, (_, suite) in TESTS.items() if suite == (args.suite or 'quick')]
     print(f'1..{len(names)}', flush=True)
-    args.image, reason = image(cache)
+    args.image, reason = image(args.cache)
     failed = False
     for number, name in enumerate(names, 1):
         if args.image is None:
