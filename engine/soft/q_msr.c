@@ -47,8 +47,9 @@ enum {
 
 #define DE_CFG_LFENCE_SERIALIZE 2ull
 
-/* RDCL_NO: no page table of the guest's ever stands between its user mode and memory on the host's CPU, which knows user
- * pages only. A guest that keeps its kernel out of user mode's page tables would pay for it and get nothing. */
+/* RDCL_NO: to the host's CPU all of guest memory is user pages, whatever the guest's page tables say, so Meltdown's way
+ * around a page's U/S bit is not there, and a kernel that keeps itself out of user mode's page tables pays for nothing.
+ * (Speculation past the check of the inline TLB is another matter, and such tables would not stop it.) */
 #define ARCH_CAPABILITIES 0x1ull
 
 #define MTRR_CAP 0x508ull /* eight pairs, fixed ranges, write-combining */

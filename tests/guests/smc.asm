@@ -25,13 +25,6 @@
 %define BUFFER 0x400000
 %define OTHER 0x600000
 
-; mov eax, imm32; ret, at RDI
-%macro PUT_FN 1
-	mov byte [rdi], 0xb8
-	mov dword [rdi + 1], %1
-	mov byte [rdi + 5], 0xc3
-%endmacro
-
 main:
 	; the instruction at the next jump's target; smc_next.asm has the one right behind the store
 	mov dword [.imm2 + 1], 0x2345

@@ -48,13 +48,6 @@ ap_main:
 .rest:	pause
 	jmp ap_main
 
-; mov eax, imm32; ret, at RDI
-%macro PUT_FN 1
-	mov byte [rdi], 0xb8
-	mov dword [rdi + 1], %1
-	mov byte [rdi + 5], 0xc3
-%endmacro
-
 ; One call by CPU 1: RAX is what it gave.
 round:	mov [TARGET], rdi
 	push rcx
