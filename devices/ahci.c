@@ -667,13 +667,15 @@ static void ata_disk_command(struct ahci_slot *slot)
 	switch (fis[2]) {
 	case ATA_READ:
 	case ATA_READ_MULTIPLE:
-		slot->pio = true; /* fall through */
+		slot->pio = true;
+		__attribute__((fallthrough));
 	case ATA_READ_DMA:
 		ata_transfer(slot, false, get_lba28(fis), count28(fis));
 		break;
 	case ATA_READ_EXT:
 	case ATA_READ_MULTIPLE_EXT:
-		slot->pio = true; /* fall through */
+		slot->pio = true;
+		__attribute__((fallthrough));
 	case ATA_READ_DMA_EXT:
 		ata_transfer(slot, false, get_lba48(fis), count48(fis));
 		break;
@@ -683,7 +685,8 @@ static void ata_disk_command(struct ahci_slot *slot)
 		ata_transfer(slot, true, get_lba28(fis), count28(fis));
 		break;
 	case ATA_WRITE_DMA_FUA_EXT:
-		slot->flush_after = true; /* fall through */
+		slot->flush_after = true;
+		__attribute__((fallthrough));
 	case ATA_WRITE_EXT:
 	case ATA_WRITE_MULTIPLE_EXT:
 	case ATA_WRITE_DMA_EXT:
