@@ -41,12 +41,13 @@ need_packages() {
 		{ $apt update >/dev/null && $apt install --no-install-recommends $missing >/dev/null; }
 }
 
-# build_in DIRECTORY [MESON-OPTION...]: configures it if need be, and builds.
+# build_in DIRECTORY [MESON-OPTION...]: configures it if need be, and builds: everything, or what $targets names.
 build_in() {
 	directory=$1
 	shift
 	[ -f "$directory/build.ninja" ] || meson setup "$directory" "$@" >"$directory.log" 2>&1 ||
 		{ cat "$directory.log" >&2; rm -f "$directory.log"; return 1; }
 	rm -f "$directory.log"
-	ninja -C "$directory"
+	# shellcheck disable=SC2086
+	ninja -C "$directory" ${targets-}
 }
