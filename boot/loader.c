@@ -367,7 +367,8 @@ int loader_protected_mode(struct loader *ld, uint64_t rip, bool long_mode)
 	s->tr = (struct x86_seg){.limit = 0x67, .attr = SEG_ATTR_P | 0xb};
 	s->ldtr = (struct x86_seg){.attr = SEG_ATTR_P | 2, .unusable = true};
 	s->gdtr = (struct x86_table){gdt_gpa, sizeof(gdt) - 1};
-	s->idtr = (struct x86_table){0, 0};
+	/* No entry fits. Not 0: a guest that loads that and faults asks for a reset (handle_shutdown()). */
+	s->idtr = (struct x86_table){0, 1};
 	s->cr0 = X86_CR0_PE | X86_CR0_ET | (long_mode ? X86_CR0_PG : 0);
 	s->cr3 = cr3;
 	s->cr4 = long_mode ? X86_CR4_PAE : 0;

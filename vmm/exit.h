@@ -23,7 +23,7 @@ enum exit_code {
 	EXIT_IOAPIC_EOI,   /* EOI of a vector that a level-triggered I/O APIC pin uses */
 	EXIT_IRQ_WINDOW,   /* an external interrupt can be taken now */
 	EXIT_BOGUS,        /* nothing: the vCPU was kicked */
-	EXIT_SHUTDOWN,     /* triple fault */
+	EXIT_SHUTDOWN,     /* triple fault; the state is that of the moment, as far as the engine has kept it */
 	EXIT_FAIL,         /* the engine cannot go on; `fail` says why */
 	EXIT_CODES
 };

@@ -146,9 +146,25 @@ static enum exit_verdict handle_eoi(struct vcpu *vcpu, struct vm_exit *exit)
 	return VERDICT_CONTINUE;
 }
 
+/*
+ * Linux's and FreeBSD's last resort to restart: LIDT of an empty table, then INT3. A table without a single byte serves
+ * for nothing else, and no CPU has one that its guest has not loaded: limit 0 at a triple fault is a request.
+ */
+static bool shutdown_is_reset(struct vcpu *vcpu)
+{
+	struct x86_state *state = aligned_alloc(64, sizeof(*state));
+	bool empty = state && vcpu->vm->engine->vcpu_get_state(vcpu, state) == 0 &&
+		     state->idtr.limit == 0;
+
+	free(state);
+	return empty;
+}
+
 static enum exit_verdict handle_shutdown(struct vcpu *vcpu, struct vm_exit *exit)
 {
 	(void)exit;
+	if (shutdown_is_reset(vcpu))
+		return VERDICT_RESET;
 	log_info(vcpu->vm->log, "vCPU %u: triple fault", vcpu->index);
 	vm_request(vcpu->vm, VM_END_TRIPLE_FAULT);
 	return VERDICT_CONTINUE;

@@ -37,7 +37,7 @@ enum vm_end {
 	VM_END_RESET = 0,
 	VM_END_POWEROFF = 1,
 	VM_END_HALT = 2,
-	VM_END_TRIPLE_FAULT = 3,
+	VM_END_TRIPLE_FAULT = 3, /* but with an empty IDT: that asks for VM_END_RESET */
 	VM_END_ERROR = 4,
 	VM_END_NONE = -1, /* it has not */
 	/* A test device chose the exit status: it is the low byte of this value and the ones up to
