@@ -134,7 +134,7 @@ static int start(struct run *run, struct error *err)
 		rc = claim_name(run, name, err);
 	if (rc == 0)
 		rc = pc_create(&run->pc, run->config, &run->log, err);
-	if (rc == 0 && run->sock.fd >= 0)
+	if (rc == 0)
 		rc = control_create(&run->control, pc_vm(run->pc), &run->sock, err);
 	if (rc == 0)
 		rc = signals_take(run, err);

@@ -81,13 +81,6 @@ static void on_writable(void *arg)
 	pthread_mutex_unlock(&bvm->device.lock);
 }
 
-static void quit(void *arg)
-{
-	struct bvm *bvm = arg;
-
-	vm_request(bvm->device.vm, VM_END_POWEROFF);
-}
-
 static void bvm_free(struct bvm *bvm)
 {
 	pthread_cond_destroy(&bvm->writable);
@@ -113,7 +106,7 @@ int bvm_create(const struct device_class *cls, struct vm *vm, uint16_t port, uin
 {
 	struct bvm *bvm = device_alloc(cls, vm, sizeof(*bvm), "%s", cls->name);
 	struct console_events events = {.on_writable = on_writable, .arg = bvm};
-	struct console_escape escape = {quit, bvm};
+	struct console_escape escape = {vm_quit, vm_command, vm};
 	int rc;
 
 	if (!bvm)

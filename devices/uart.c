@@ -522,18 +522,11 @@ static void output_due(void *arg)
 	pthread_mutex_unlock(uart->lock);
 }
 
-static void quit(void *arg)
-{
-	struct uart *uart = arg;
-
-	vm_request(uart->vm, VM_END_POWEROFF);
-}
-
 int uart_open(struct uart *uart, struct vm *vm, pthread_mutex_t *lock, const char *console,
 	      void (*set_irq)(void *arg, bool level), void *irq_arg, struct error *err)
 {
 	const struct console_events events = {input_due, output_due, uart};
-	const struct console_escape escape = {quit, uart};
+	const struct console_escape escape = {vm_quit, vm_command, vm};
 	int rc;
 
 	uart->vm = vm;

@@ -25,6 +25,7 @@ struct client {
 struct control {
 	struct vm *vm;
 	struct loop_fd listener;
+	bool listening;
 	int reserve; /* a descriptor to give up when there are no others */
 	bool paused; /* by us: vm_pause() nests */
 	uint64_t arrivals;
@@ -133,6 +134,32 @@ static int command_run(struct control *control, const char *line, FILE *out, str
 	return error_set(err, EINVAL,
 			 "unknown command; there are: status pause resume powerbutton reset stop "
 			 "stats regs");
+}
+
+/* A line of a console's prompt. */
+static void prompt_command(void *arg, const char *line, FILE *out)
+{
+	struct error err = {""};
+	char *body = NULL;
+	size_t len = 0;
+	FILE *answer;
+
+	if (strcmp(line, "help") == 0) {
+		fprintf(out,
+			"status pause resume powerbutton reset stop stats regs: as skepctl(8)'s\n"
+			"^A c or ^D: back to the guest; ^A x: quit\n");
+		return;
+	}
+	answer = open_memstream(&body, &len);
+	if (answer == NULL)
+		return;
+	int rc = command_run(arg, line, answer, &err);
+
+	if (fclose(answer) == 0)
+		fprintf(out, "%s", rc != 0 ? err.text : len != 0 ? body : "ok");
+	if (rc != 0 || len == 0)
+		fputc('\n', out);
+	free(body);
 }
 
 static void client_drop(struct client *client)
@@ -292,14 +319,18 @@ int control_create(struct control **out, struct vm *vm, const struct control_soc
 	}
 	control->reserve = open("/dev/null", O_RDONLY | O_CLOEXEC);
 
-	int rc =
-		loop_fd_add(vm->loop, &control->listener, sock->fd, EPOLLIN, accept_event, control);
+	int rc = sock->fd < 0 ? 0
+			      : loop_fd_add(vm->loop, &control->listener, sock->fd, EPOLLIN,
+					    accept_event, control);
 
+	control->listening = rc == 0 && sock->fd >= 0;
 	if (rc != 0) {
 		close(control->reserve);
 		free(control);
 		return error_set(err, -rc, "control socket %s: %s", sock->path, strerror(-rc));
 	}
+	vm->command_arg = control;
+	vm->command = prompt_command;
 	*out = control;
 	return 0;
 }
@@ -308,7 +339,9 @@ void control_destroy(struct control *control)
 {
 	if (control == NULL)
 		return;
-	loop_fd_del(&control->listener);
+	control->vm->command = NULL;
+	if (control->listening)
+		loop_fd_del(&control->listener);
 	for (unsigned i = 0; i < CLIENTS; i++)
 		if (control->client[i].fd >= 0)
 			client_drop(&control->client[i]);

@@ -12,7 +12,8 @@
 struct control;
 struct vm;
 
-/* Serves a claimed socket, which it does not own. */
+/* Serves a claimed socket, which it does not own, if there is one (its fd is not -1), and the prompts of consoles
+ * (vm->command). */
 int control_create(struct control **out, struct vm *vm, const struct control_socket *sock,
 		   struct error *err);
 /* On the loop thread or after vm_run(). Drops the connections; takes back a pause. */

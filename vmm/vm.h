@@ -57,8 +57,8 @@ struct vcpu {
 	/* the rest is vm.c's */
 	bool started;
 	_Atomic(struct vcpu_job *) job;
-	_Atomic int sipi;       /* start vector sent by another vCPU (EXIT_SPINUP_AP), -1: none */
-	bool spun_down;         /* EXIT_SPINDOWN_CPU: waits for `sipi` */
+	_Atomic int sipi; /* start vector sent by another vCPU (EXIT_SPINUP_AP), -1: none */
+	bool spun_down;	  /* EXIT_SPINDOWN_CPU: waits for `sipi` */
 };
 
 /* The INTR pin of the PIC, as an engine sees it. */
@@ -90,6 +90,10 @@ struct vm {
 	/* EOI broadcast from the engine's local APICs to the I/O APIC; set by it. */
 	void (*ioapic_eoi)(void *arg, uint8_t vector);
 	void *ioapic_eoi_arg;
+	/* Runs a command of skepctl's and prints its answer, on the loop thread; set by the control server. NULL:
+	 * there are none. */
+	void (*command)(void *arg, const char *line, FILE *out);
+	void *command_arg;
 	/* The power button; set by the PM block. False: the guest does not listen to it. */
 	bool (*power_button)(void *arg);
 	void *power_button_arg;
@@ -98,9 +102,9 @@ struct vm {
 
 	/* Policies: vm_create() takes them from the keys x86.strictmsr, x86.strictio and x86.x2apic; the
 	 * first two may be changed before vm_run(). */
-	bool strict_msr;  /* an unknown MSR is #GP (default); false: reads 0, writes dropped */
-	bool strict_io;   /* -e: an unclaimed port ends the VM */
-	bool x2apic;      /* local APICs start in x2APIC mode, and CPUID shows that they can */
+	bool strict_msr; /* an unknown MSR is #GP (default); false: reads 0, writes dropped */
+	bool strict_io;	 /* -e: an unclaimed port ends the VM */
+	bool x2apic;	 /* local APICs start in x2APIC mode, and CPUID shows that they can */
 
 	_Atomic uint64_t notifications; /* OUT to port 0x488 */
 
@@ -133,6 +137,20 @@ static inline void vm_request_status(struct vm *vm, uint8_t status)
 {
 	vm_request(vm, (enum vm_end)(VM_END_STATUS | status));
 }
+/* For the escapes of consoles (struct console_escape), `vm` being a struct vm: pulls the plug; runs a line of the prompt. */
+static inline void vm_quit(void *vm)
+{
+	vm_request(vm, VM_END_POWEROFF);
+}
+
+static inline void vm_command(void *arg, const char *line, FILE *out)
+{
+	struct vm *vm = arg;
+
+	if (vm->command)
+		vm->command(vm->command_arg, line, out);
+}
+
 /* A reset that does not end the VM (vm->reboot_restarts): devices, memory map, boot image and vCPUs as at
  * start. Set by the machine; NULL: a reset ends the VM. Called on the loop thread, all vCPUs parked. */
 void vm_set_restart(struct vm *vm, int (*restart)(void *arg, struct error *err), void *arg);

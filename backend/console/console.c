@@ -180,7 +180,9 @@ void console_set_connected(struct console *console, bool connected)
 
 static void escape_help(struct console *console)
 {
-	log_warn(console->log, "^A x quits, ^A ^A sends ^A to the guest, ^A h shows this");
+	log_warn(
+		console->log,
+		"^A x quits, ^A c opens the monitor, ^A ^A sends ^A to the guest, ^A h shows this");
 }
 
 /* Takes the escapes out of what was typed; returns what is left, never more than len. */
@@ -194,6 +196,8 @@ static size_t escape_filter(struct console *console, uint8_t *bytes, size_t len)
 		if (!console->escape_seen) {
 			if (c == CTRL_A)
 				console->escape_seen = true;
+			else if (console->monitor.on)
+				monitor_key(console, c);
 			else
 				bytes[kept++] = c;
 			continue;
@@ -203,6 +207,8 @@ static size_t escape_filter(struct console *console, uint8_t *bytes, size_t len)
 			bytes[kept++] = c;
 		else if ((c == 'x' || c == 'X') && console->escape.quit)
 			console->escape.quit(console->escape.arg);
+		else if (c == 'c' || c == 'C')
+			monitor_toggle(console);
 		else
 			escape_help(console);
 	}
@@ -254,17 +260,43 @@ static bool pump_in(struct console *console)
 	return got;
 }
 
+/* The longest piece of output that lies in one place: what the monitor says goes before what the guest does. */
+static size_t out_piece(struct console *console, const uint8_t **bytes)
+{
+	const struct monitor *monitor = &console->monitor;
+	size_t len = monitor->text_len - monitor->text_done;
+
+	if (len) {
+		*bytes = (const uint8_t *)monitor->text + monitor->text_done;
+		return len;
+	}
+	pthread_mutex_lock(&console->lock);
+	len = queue_piece(&console->out, bytes);
+	pthread_mutex_unlock(&console->lock);
+	return len;
+}
+
+static void out_done(struct console *console, size_t n)
+{
+	struct monitor *monitor = &console->monitor;
+
+	if (monitor->text_len > monitor->text_done) {
+		monitor->text_done += n;
+		return;
+	}
+	pthread_mutex_lock(&console->lock);
+	console->out.tail += (uint32_t)n;
+	pthread_mutex_unlock(&console->lock);
+}
+
 /* Queue to host. */
 static void pump_out(struct console *console)
 {
 	for (unsigned turn = 0; console->tx.ready; turn++) {
 		const uint8_t *piece;
-		size_t len;
+		size_t len = out_piece(console, &piece);
 		ssize_t n;
 
-		pthread_mutex_lock(&console->lock);
-		len = queue_piece(&console->out, &piece);
-		pthread_mutex_unlock(&console->lock);
 		if (len == 0)
 			break;
 		if (turn == 64) {
@@ -282,9 +314,7 @@ static void pump_out(struct console *console)
 		} else if (n < 0) {
 			channel_ended(console, &console->tx, (int)n);
 		} else {
-			pthread_mutex_lock(&console->lock);
-			console->out.tail += (uint32_t)n;
-			pthread_mutex_unlock(&console->lock);
+			out_done(console, (size_t)n);
 		}
 	}
 }
@@ -466,6 +496,7 @@ static void console_free(struct console *console)
 	if (console->epfd >= 0)
 		close(console->epfd);
 	pthread_mutex_destroy(&console->lock);
+	free(console->monitor.text);
 	free(console->spec);
 	free(console);
 }
@@ -551,14 +582,14 @@ static void flush(struct console *console)
 
 	while (console->tx.fd >= 0) {
 		const uint8_t *piece;
-		size_t len = queue_piece(&console->out, &piece);
+		size_t len = out_piece(console, &piece);
 		ssize_t n;
 
 		if (len == 0 || (console->is_pty && pty_hung_up(console->tx.fd)))
 			return;
 		n = channel_write(&console->tx, piece, len);
 		if (n >= 0) {
-			console->out.tail += (uint32_t)n;
+			out_done(console, (size_t)n);
 		} else if (n == -EAGAIN) {
 			int64_t left = end - now_ms();
 

@@ -3,7 +3,8 @@
  * on the host: the terminal, a tty, a file, a TCP or UNIX socket, a pty.
  *
  * Names (as in -l com1,NAME):
- *   stdio                     the terminal skep runs on, raw, with the ^A escape (^A x quits, ^A ^A sends ^A)
+ *   stdio                     the terminal skep runs on, raw, with the ^A escape (^A x quits, ^A c
+ *                             opens a prompt, ^A ^A sends ^A)
  *   tty=PATH or PATH          a character device such as /dev/ttyS0 or /dev/pts/3
  *   file=PATH                 output appended to a file, no input
  *   tcp=[ADDR:]PORT           listens (ADDR defaults to 127.0.0.1), one client at a time
@@ -26,6 +27,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -42,6 +44,8 @@ struct console_events {
 /* What the ^A escape of a stdio console asks for; called on the loop thread. */
 struct console_escape {
 	void (*quit)(void *arg);
+	/* Runs a command typed at the prompt (one line, without its end) and prints the answer. NULL: no prompt. */
+	void (*command)(void *arg, const char *line, FILE *out);
 	void *arg;
 };
 

@@ -51,6 +51,24 @@ struct console_kind {
 	void (*connect)(struct console *console);
 };
 
+/* The prompt of ^A c (monitor.c). */
+struct monitor {
+	bool on; /* what is typed goes there */
+	char line[128];
+	size_t line_len;
+	char *text; /* what it says and the host has not taken, malloc'ed */
+	size_t text_len, text_done;
+};
+
+/* A child that restores the terminal after a SIGKILL (guard.c). */
+struct guard {
+	int fd; /* the pipe to it; -1: there is none */
+	pid_t pid;
+};
+
+#define GUARD_RAW 'r'
+#define GUARD_RESTORED 'c'
+
 struct console {
 	const struct console_kind *kind;
 	char *spec; /* for messages */
@@ -74,6 +92,7 @@ struct console {
 	struct channel rx, tx;
 	bool escapes;	  /* ^A is special */
 	bool escape_seen; /* ^A was the last byte */
+	struct monitor monitor;
 	bool is_pty;
 	bool is_terminal; /* stdio whose input is a terminal */
 	struct loop_signal on_cont, on_tstp;
@@ -103,6 +122,16 @@ void console_pump(struct console *console);
 void console_set_connected(struct console *console, bool connected);
 /* For stdio, before reading: true if the terminal is ours now (it is made raw then). */
 bool terminal_ready(struct console *console);
+/* Opens or leaves the prompt; nothing if the console has no commands. */
+void monitor_toggle(struct console *console);
+void monitor_key(struct console *console, uint8_t c);
+/* Adds to what is shown; lines end as the terminal needs it. */
+void monitor_say(struct console *console, const char *text, size_t len);
+/* Without a guard, for want of processes, all goes on without. */
+void guard_start(struct guard *g, int tty, const struct termios *saved, const struct termios *raw);
+/* GUARD_RAW before, GUARD_RESTORED after; signal-safe. */
+void guard_tell(const struct guard *g, char what);
+void guard_stop(struct guard *g);
 /* True if nobody has the other end of a pty open. */
 bool pty_hung_up(int fd);
 

@@ -5,7 +5,8 @@
  * and 1. Terminals and pipes are opened once more by /proc/self/fd; where that is refused, poll() goes
  * before each call. The terminal is raw (ISIG and OPOST too: ^C is the guest's) while skep is in the
  * foreground; from the background it is neither read nor changed, so skep is not stopped by
- * SIGTTIN or SIGTTOU. SIGTSTP restores it and stops; SIGCONT makes it raw again.
+ * SIGTTIN or SIGTTOU. SIGTSTP restores it and stops; SIGCONT makes it raw again. A guard (guard.c) restores it
+ * after a SIGKILL.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -28,7 +29,8 @@ static struct {
 	bool known; /* saved is valid */
 	int fd;
 	struct termios saved;
-} terminal = {.taken = ATOMIC_FLAG_INIT, .fd = -1};
+	struct guard guard;
+} terminal = {.taken = ATOMIC_FLAG_INIT, .fd = -1, .guard.fd = -1};
 
 static bool in_foreground(int fd)
 {
@@ -50,6 +52,7 @@ void console_restore_terminal(void)
 	sigaddset(&block, SIGTTOU);
 	pthread_sigmask(SIG_BLOCK, &block, &old);
 	tcsetattr(terminal.fd, TCSANOW, &terminal.saved);
+	guard_tell(&terminal.guard, GUARD_RESTORED);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	errno = saved_errno;
 }
@@ -75,10 +78,13 @@ bool terminal_ready(struct console *console)
 		return true;
 	if (!terminal.known && tcgetattr(console->rx.fd, &terminal.saved) != 0)
 		return true; /* not to be had: then as it is */
-	terminal.known = true;
 	raw = terminal.saved;
 	make_raw(&raw);
 	terminal.fd = console->rx.fd;
+	if (!terminal.known)
+		guard_start(&terminal.guard, terminal.fd, &terminal.saved, &raw);
+	terminal.known = true;
+	guard_tell(&terminal.guard, GUARD_RAW);
 	terminal.raw = true;
 	tcsetattr(console->rx.fd, TCSANOW, &raw);
 	if (isatty(console->log->fd))
@@ -187,6 +193,7 @@ static void stdio_close(struct console *console)
 		loop_signal_del(&console->on_cont);
 	}
 	console_restore_terminal();
+	guard_stop(&terminal.guard);
 	log_set_raw_tty(console->log, false);
 	terminal.known = false;
 	terminal.fd = -1;

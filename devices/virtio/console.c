@@ -273,16 +273,11 @@ static void on_writable(void *arg)
 	virtio_kick(&port->owner->dev, queue_rx(port->index) + 1);
 }
 
-static void escape_quit(void *arg)
-{
-	vm_request(arg, VM_END_POWEROFF);
-}
-
 static int port_open(struct vconsole *vc, struct port *port, struct config *leaf, struct error *err)
 {
 	const struct console_events events = {on_readable, on_writable, port};
 	struct vm *vm = vc->dev.device.vm;
-	const struct console_escape escape = {escape_quit, vm};
+	const struct console_escape escape = {vm_quit, vm_command, vm};
 	const char *spec = config_get(leaf, NULL);
 	char path[256];
 	int rc;

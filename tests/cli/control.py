@@ -268,11 +268,14 @@ class Hostile(cli.SkepTest):
 class Terminal(cli.SkepTest):
     """Whatever way skep goes, the terminal is as it was before."""
 
-    def on_terminal(self, end):
+    def terminal(self):
         master, slave = pty.openpty()
         self.addCleanup(os.close, master)
         self.addCleanup(os.close, slave)
-        before = termios.tcgetattr(slave)
+        return master, slave, termios.tcgetattr(slave)
+
+    def on_terminal(self, end):
+        master, slave, before = self.terminal()
         with os.fdopen(os.dup(master), 'rb', buffering=0) as output:
             vm = self.start('-l', 'com1,stdio', '-l', 'com2,null', '-l', 'pc-testdev', '--kernel', self.guest('pm.elf'),
                             'vm0', stdin=slave, stdout=slave, start_new_session=True)
@@ -295,12 +298,42 @@ class Terminal(cli.SkepTest):
             with self.subTest(signo=signo):
                 self.assertEqual(self.on_terminal(lambda vm, master: vm.send_signal(signo)), -signo)
 
+    def test_kill(self):
+        """SIGKILL leaves skep no time for anything: a child of its own does it then."""
+        master, slave, before = self.terminal()
+        with os.fdopen(os.dup(master), 'rb', buffering=0) as output:
+            vm = self.start('-l', 'com1,stdio', '-l', 'com2,null', '-l', 'pc-testdev', '--kernel', self.guest('pm.elf'),
+                            'vm0', stdin=slave, stdout=slave, start_new_session=True)
+            self.read_until(output, b'ready for the power button')
+            children = pathlib.Path(f'/proc/{vm.pid}/task/{vm.pid}/children').read_text().split()
+            vm.kill()
+            vm.wait(cli.WAIT)
+            cli.wait_for(lambda: termios.tcgetattr(slave) == before, 'the terminal as it was')
+        for child in children:
+            cli.wait_for(lambda: not pathlib.Path(f'/proc/{child}').exists(), 'no process is left')
+
+    def test_monitor(self):
+        """^A c: skepctl's commands at a prompt."""
+        master, slave, before = self.terminal()
+        with os.fdopen(os.dup(master), 'rb', buffering=0) as output:
+            vm = self.start('-q', '-l', 'com1,stdio', '-l', 'com2,null', '-l', 'pc-testdev', '--kernel',
+                            self.guest('pm.elf'), 'vm0', stdin=slave, stdout=slave)
+            self.read_until(output, b'ready for the power button')
+            os.write(master, b'\x01c')
+            self.read_until(output, b'(skep) ')
+            for command, wanted in (('help', b'powerbutton'), ('pause', b'ok'), ('status', b'state paused'),
+                                    ('pause', b'paused already'), ('resume', b'ok'), ('regs', b'rip'), ('stats', b'exits'),
+                                    ('nonsense', b'unknown command')):
+                os.write(master, command.encode() + b'\r')
+                self.assertIn(wanted, self.read_until(output, b'\r\n(skep) '), command)
+            self.assertEqual(self.skepctl('vm0', 'status').returncode, 0)
+            os.write(master, b'powerbutton\r')
+            self.assertIn(vm.wait(cli.WAIT), BUTTON_SEEN)
+        self.assertEqual(termios.tcgetattr(slave), before)
+
     def test_refusal(self):
         """A device refused after the console took the terminal."""
-        master, slave = pty.openpty()
-        self.addCleanup(os.close, master)
-        self.addCleanup(os.close, slave)
-        before = termios.tcgetattr(slave)
+        master, slave, before = self.terminal()
         result = subprocess.run([cli.Paths.skep, '-E', cli.Paths.engine, '-l', 'com1,stdio', '-l', 'com2,stdio',
                                  '--kernel', self.guest('hello.elf'), 'vm0'], stdin=slave, stdout=slave,
                                 stderr=subprocess.PIPE, text=True, timeout=cli.WAIT, env=self.env)
