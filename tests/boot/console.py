@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A Linux guest's console and clock as a user has them. Prints unittest's lines.
+"""A Linux guest's console, clock and power button as a user has them. Prints unittest's lines.
 
   console.py --skep PROGRAM --skepctl PROGRAM --cache DIRECTORY [--slow N] [--long] [TEST ...]
 
@@ -12,6 +12,7 @@ import os
 import pathlib
 import re
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ export PATH=/bin
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
 # A command a line, each answered by "done".
 stty raw -echo
 echo ready
@@ -50,17 +52,19 @@ class Guest(unittest.TestCase):
         self.pending = b''
         self.vm = None
 
-    def start(self, append=''):
+    def start(self, append='', options=(), modules=()):
         cpio = debian.Cpio()
         cpio.console()
         for name in ('proc', 'sys', 'tmp'):
             cpio.directory(name)
         cpio.file('bin/busybox', debian.busybox(Options.cache).read_bytes())
         cpio.file('init', INIT.encode())
+        for name in modules:
+            cpio.file(f'modules/{name}.ko', debian.module(Options.cache, 'cloud-amd64', name).read_bytes())
         (self.dir / 'initrd').write_bytes(cpio.bytes())
         self.env = {**os.environ, 'XDG_RUNTIME_DIR': str(self.dir)}
         self.vm = subprocess.Popen(
-            [Options.skep, '-q', '-E', 'soft', '-c', '2', '-m', '256M', '-l', 'com1,stdio', '--kernel',
+            [Options.skep, '-q', '-E', 'soft', '-c', '2', '-m', '256M', '-l', 'com1,stdio', *options, '--kernel',
              debian.kernel(Options.cache, 'cloud-amd64'), '--initrd', self.dir / 'initrd', '--append',
              f'console=ttyS0 quiet panic=-1 {append}', 'vm0'],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=self.env)
@@ -115,6 +119,51 @@ class Guest(unittest.TestCase):
         wanted = (line * (size // len(line) + 1))[:size]
         self.assertEqual(digest.hexdigest(), hashlib.sha256(wanted).hexdigest())
         self.assertEqual(self.until(b'end\n').strip(), b'')
+        self.power_off()
+
+    def test_paste_is_whole(self):
+        """64 KiB at once arrive whole: raw, and line by line through the guest's line editing, at a program that reads."""
+        self.start()
+        data = bytes(33 + i * i % 90 for i in range(65536))
+        self.send(b'echo go; head -c 65536 | md5sum\n')
+        self.until(b'go\n')
+        self.send(data)
+        self.assertEqual(self.until(b'done\n').decode().split()[0], hashlib.md5(data).hexdigest())
+        lines = b''.join(data[i:i + 63] + b'\n' for i in range(0, len(data), 63))
+        self.send(b'stty -raw icanon -echo; echo go; cat >/tmp/paste; stty raw -echo; md5sum </tmp/paste\n')
+        self.until(b'go\r\n')
+        self.send(lines + b'\x04')
+        self.assertEqual(self.until(b'done\n').decode().split()[0], hashlib.md5(lines).hexdigest())
+        self.power_off()
+
+    def test_sigterm_presses_the_power_button(self):
+        self.start(modules=('button', 'evdev'))
+        for name in ('button', 'evdev'):
+            self.ask(f'insmod /modules/{name}.ko')
+        self.ask('mkdir -p /etc/acpi/PWRF')
+        self.ask(r"printf '#!/bin/sh\necho the button was pressed; poweroff -f\n' >/etc/acpi/PWRF/00000080")
+        self.ask('chmod +x /etc/acpi/PWRF/00000080; acpid -d >/dev/console 2>&1 & sleep 1')
+        self.vm.send_signal(signal.SIGTERM)
+        self.until(b'the button was pressed')
+        self.assertEqual(self.vm.wait(30 * Options.slow), POWEROFF)
+
+    def test_second_sigterm_ends_at_once(self):
+        """A guest that has ACPI, but nobody who minds the button, lives on at the first."""
+        self.start()
+        self.vm.send_signal(signal.SIGTERM)
+        self.assertEqual(self.ask('echo alive'), 'alive')
+        self.vm.send_signal(signal.SIGTERM)
+        self.assertEqual(self.vm.wait(10 * Options.slow), POWEROFF)
+
+    def test_reboots_restart_in_the_same_process(self):
+        self.start('reboot=triple', options=('-o', 'reboot=restart'))
+        self.ask('echo 1 >/tmp/left; [ -e /tmp/left ]')
+        self.send(b'reboot -f\n')
+        self.until(b'ready\n')
+        self.assertEqual(self.ask('[ -e /tmp/left ] || echo fresh'), 'fresh')
+        self.ask('echo acpi >/sys/kernel/reboot/type')
+        self.send(b'reboot -f\n')
+        self.until(b'ready\n')
         self.power_off()
 
     def now(self):

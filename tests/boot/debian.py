@@ -40,6 +40,21 @@ class Cpio:
         self.directory(os.path.dirname(name))
         self.entry(name, mode, data)
 
+    def symlink(self, name, target):
+        self.directory(os.path.dirname(name))
+        self.entry(name, 0o120777, target.encode())
+
+    def tree(self, root):
+        """All that lies under a directory of the host's."""
+        for path in sorted(root.rglob('*')):
+            name = str(path.relative_to(root))
+            if path.is_symlink():
+                self.symlink(name, os.readlink(path))
+            elif path.is_dir():
+                self.directory(name)
+            elif path.is_file():
+                self.file(name, path.read_bytes(), 0o100000 | (path.stat().st_mode & 0o777))
+
     def console(self):
         self.directory('dev')
         self.entry('dev/console', 0o020600, rdev=(5, 1))
@@ -122,6 +137,13 @@ def kernel(cache, flavour, arch='amd64'):
     """The bzImage of linux-image-FLAVOUR."""
     tree = unpacked(cache, kernel_package(cache, flavour, arch), arch, './boot/vmlinuz-*')
     return next((tree / 'boot').glob('vmlinuz-*'))
+
+
+def module(cache, flavour, name, arch='amd64'):
+    """A module of linux-image-FLAVOUR."""
+    tree = unpacked(cache, kernel_package(cache, flavour, arch), arch, './lib/modules/*/kernel/drivers/acpi/*',
+                    './lib/modules/*/kernel/drivers/input/*')
+    return next(tree.rglob(f'{name}.ko'))
 
 
 def vmlinux(bzimage):
