@@ -23,12 +23,14 @@ static const int order[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_R
 
 uint32_t native_xsave_size(void)
 {
-	uint32_t a, b, c, d;
+	uint32_t offset, size, end = 576;
 
-	/* EBX is what the enabled components take, which is what the kernel's frame has; ECX may be far more.
-	 * Behind it the frame has a second magic number, without which the kernel restores the legacy part only. */
-	__cpuid_count(13, 0, a, b, c, d);
-	return b < STATE_XSAVE ? b : STATE_XSAVE;
+	/* Up to the last component that a guest is shown. The host may have more behind them (protection keys, tiles);
+	 * the kernel's frame holds those too, and its second magic number, which must stay as they are. */
+	for (unsigned i = 2; i < 8; i++)
+		if (native_component(i, &offset, &size) && offset + size > end)
+			end = offset + size;
+	return end;
 }
 
 bool native_component(unsigned n, uint32_t *offset, uint32_t *size)
@@ -81,7 +83,7 @@ static void on_enter(int signo, siginfo_t *info, void *context)
 	(void)signo;
 	(void)info;
 	outside = *uc;
-	memcpy(outside_fp, uc->uc_mcontext.fpregs, 4096);
+	memcpy(outside_fp, uc->uc_mcontext.fpregs, native_xsave_size());
 	image_to_context(image_now, uc);
 }
 
@@ -110,7 +112,7 @@ static void on_trap(int signo, siginfo_t *info, void *context)
 	}
 	image_now = NULL;
 	memcpy(uc->uc_mcontext.gregs, outside.uc_mcontext.gregs, sizeof(uc->uc_mcontext.gregs));
-	memcpy(uc->uc_mcontext.fpregs, outside_fp, 4096);
+	memcpy(uc->uc_mcontext.fpregs, outside_fp, native_xsave_size());
 }
 
 int native_init(void)
