@@ -23,7 +23,7 @@
 
 #define CACHE_DEFAULT (64ull << 20)
 #define CACHE_MIN (256ull << 10)
-#define BLOCK_CODE_MAX 16384 /* host bytes of one block at most */
+#define BLOCK_CODE_MAX 32768 /* host bytes of one block at most */
 
 struct block_key {
 	uint64_t gpa;  /* of the first instruction */

@@ -191,6 +191,9 @@ struct soft_cpu {
 	uint64_t xsave_mask;	 /* 0x140: components that are swapped */
 	void *xsave_area;	 /* 0x148: `xsave` below */
 	uint64_t bounce_active;	 /* 0x150: not 0: the access needs soft_mem_commit() */
+	void *probe_stub;	 /* 0x158: soft_stub_probe */
+	uint64_t shared
+		[4]; /* 0x160: host addresses that accesses of the running block share: t_share.c */
 
 	uint32_t mode; /* MODE_*, for the block to be looked up next; soft_update_mode() */
 	struct x86_seg seg[X86_SEGS], tr, ldtr;
@@ -292,7 +295,7 @@ enum soft_stub {
 };
 extern void soft_stub_quick(void), soft_stub_full(void), soft_stub_slow_addend(void),
 	soft_stub_slow_address(void), soft_stub_commit(void), soft_stub_leave(void),
-	soft_stub_linear(void), soft_stub_fault(void);
+	soft_stub_linear(void), soft_stub_fault(void), soft_stub_probe(void);
 
 enum soft_next soft_enter(struct soft_cpu *cpu, void *code);
 
@@ -376,6 +379,11 @@ int soft_linear(struct soft_cpu *cpu, enum x86_segreg seg, uint64_t offset, unsi
 /* Quick: if the access is plain RAM within a page and allowed, fills the TLB and returns the addend (a
  * multiple of the page size) and bounce_active = 0; else, changing nothing, SOFT_MEM_FULL: soft_mem_slow() is called then. */
 uint64_t soft_mem_fast(struct soft_cpu *cpu, uint64_t linear, uint32_t desc);
+/* Quick, for accesses that share one look-up: if [linear, linear + what & PROBE_SIZE) is plain RAM within a page and
+ * may be read (PROBE_WRITE: written), fills the TLB and returns its host address, else NULL; no fault comes of it. */
+#define PROBE_SIZE 0xffffu
+#define PROBE_WRITE 0x10000u
+void *soft_mem_probe(struct soft_cpu *cpu, uint64_t linear, uint32_t what);
 /* Full: what is to be added to `linear` for the access, with cpu->unwind == NEXT_GO; cpu->bounce_active is not 0
  * if it needs a commit. Else cpu->unwind says how to leave, and the instruction has done nothing. Sets cpu->rip. */
 uint64_t soft_mem_slow(struct soft_cpu *cpu, uint64_t linear, uint32_t desc);

@@ -221,6 +221,24 @@ soft_stub_slow_addend:
 soft_stub_slow_address:
 	SLOW	1
 
+/* R10 = linear, ECX = what. Gives R10 = host address and RCX = 0, or RCX = 1. */
+	.globl	soft_stub_probe
+soft_stub_probe:
+	SAVE	RSP_BIAS+8
+	mov	%rdi, %rbx
+	lea	-FRAME(%rdi), %rsp
+	mov	%r10, %rsi
+	mov	%ecx, %edx
+	call	soft_mem_probe
+	mov	%rbx, %rdi
+	mov	%rax, %r10
+	xor	%ecx, %ecx
+	test	%rax, %rax
+	setz	%cl
+	lea	-(RSP_BIAS+8)(%rdi), %rsp
+	LOAD
+	ret
+
 /* ECX = desc. The instruction has run; finish its write. */
 	.globl	soft_stub_commit
 soft_stub_commit:

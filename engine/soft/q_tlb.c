@@ -344,30 +344,43 @@ static bool page_write_direct(struct soft_vm *svm, uint64_t gpa)
 	return !(atomic_load(attr) & PAGE_CODE);
 }
 
-uint64_t soft_mem_fast(struct soft_cpu *cpu, uint64_t linear, uint32_t desc)
+/* The host address of an access that may go straight to RAM, after filling the TLB, or NULL. */
+static uint8_t *mem_fill(struct soft_cpu *cpu, uint64_t linear, unsigned size, unsigned access)
 {
-	unsigned size = desc & MEM_SIZE;
-	unsigned access = desc & MEM_WRITE ? ACCESS_WRITE : ACCESS_READ;
 	uint64_t gpa, page_size;
 	bool writable;
 	uint8_t *hva;
 
-	cpu->bounce_active = 0;
-	cpu->unwind = NEXT_GO;
 	atomic_fetch_add_explicit(&cpu->svm->n_tlb_miss, 1, memory_order_relaxed);
 	if ((linear & PAGE_LOW) + size > 4096)
-		return SOFT_MEM_FULL;
+		return NULL;
 	if ((cpu->mode & MODE_CODE64) && (uint64_t)((int64_t)(linear << 16) >> 16) != linear)
-		return SOFT_MEM_FULL;
+		return NULL;
 	if (soft_translate_va(cpu, linear, access, &gpa, &page_size))
-		return SOFT_MEM_FULL;
+		return NULL;
 	hva = cpu_ptr(cpu, gpa, size, &writable);
 	if (!hva)
-		return SOFT_MEM_FULL;
+		return NULL;
 	if (access == ACCESS_WRITE && (!writable || !page_write_direct(cpu->svm, gpa)))
-		return SOFT_MEM_FULL;
+		return NULL;
 	tlb_put(cpu, cpu->slots->kind, linear, hva, access == ACCESS_WRITE, page_size);
-	return (uint64_t)(uintptr_t)hva - linear;
+	return hva;
+}
+
+uint64_t soft_mem_fast(struct soft_cpu *cpu, uint64_t linear, uint32_t desc)
+{
+	uint8_t *hva;
+
+	cpu->bounce_active = 0;
+	cpu->unwind = NEXT_GO;
+	hva = mem_fill(cpu, linear, desc & MEM_SIZE, desc & MEM_WRITE ? ACCESS_WRITE : ACCESS_READ);
+	return hva ? (uint64_t)(uintptr_t)hva - linear : SOFT_MEM_FULL;
+}
+
+void *soft_mem_probe(struct soft_cpu *cpu, uint64_t linear, uint32_t what)
+{
+	return mem_fill(cpu, linear, what & PROBE_SIZE,
+			what & PROBE_WRITE ? ACCESS_WRITE : ACCESS_READ);
 }
 
 void *soft_direct(struct soft_cpu *cpu, uint64_t linear, uint64_t len, unsigned access, int *next)

@@ -139,8 +139,10 @@ static void emit_push(struct translation *t, struct body *b)
 	b->size = t->insn->opsize;
 	b->mem = emit_stack_access(t, H_R14, -(int32_t)b->size, b->size, MEM_WRITE, &cold);
 	emit_body(t, b);
-	cold->body = *b;
-	cold->back = emit_pos(&t->e);
+	if (cold) {
+		cold->body = *b;
+		cold->back = emit_pos(&t->e);
+	}
 }
 
 /* RCX = the value at the top of the stack; the pointer moves by its size and `more`. */
@@ -412,7 +414,28 @@ static void emit_cold_access(struct translation *t, const struct cold *c)
 		emit_mov_imm(e, H_RCX, c->desc);
 		emit_call_mem(e, CPU_STUB(STUB_COMMIT));
 	}
-	emit_jmp_to(e, c->back);
+	emit_jmp_to(e,
+		    c->resume && t->unshared[c->resume - 1] ? t->unshared[c->resume - 1] : c->back);
+}
+
+static void emit_probe(struct translation *t, const struct probe *p)
+{
+	struct emit *e = &t->e;
+	uint32_t found;
+
+	emit_here(e, p->from);
+	if (p->what) {
+		if (!p->address)
+			emit_lea(e, 8, H_R10, p->linear);
+		emit_mov_imm(e, H_RCX, p->what);
+		emit_call_mem(e, CPU(probe_stub));
+		found = emit_jrcxz(e);
+		emit_jmp_to(e, t->unshared[p->insn]);
+		emit_here8(e, found);
+		emit_jmp_to(e, p->back);
+	} else {
+		emit_jmp_to(e, t->unshared[p->insn]);
+	}
 }
 
 /* The cold half of each exit; its links were made by translate.c in the order of t->exits. */
@@ -420,6 +443,8 @@ void emit_cold_parts(struct translation *t)
 {
 	for (unsigned i = 0; i < t->ncold; i++)
 		emit_cold_access(t, &t->cold[i]);
+	for (unsigned i = 0; i < t->nprobes; i++)
+		emit_probe(t, &t->probe[i]);
 }
 
 void emit_exit_part(struct translation *t, const struct exit_site *site, struct block_link *link)

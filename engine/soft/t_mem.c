@@ -25,6 +25,7 @@ void emit_address(struct translation *t, const struct insn *insn, uint8_t dst, u
 	struct hmem m = hmem(H_NONE, 0);
 	int64_t disp = insn->mem_disp;
 
+	t->in_r10 = 0;
 	if (insn->rip_relative) {
 		emit_load(e, 8, dst, CPU(page_rip));
 		m.base = dst;
@@ -70,6 +71,9 @@ static struct cold *cold_add(struct translation *t, uint32_t desc)
 	}
 	c = &t->cold[t->ncold++];
 	*c = (struct cold){.desc = desc, .offset = t->offset, .body.kind = BODY_NONE};
+	if ((desc & MEM_WRITE) && t->sharing && t->index >= t->first_leader)
+		c->resume = t->index + 2;
+	t->in_r10 = 0;
 	return c;
 }
 
@@ -143,6 +147,103 @@ static struct hmem emit_access_linear(struct translation *t, unsigned size, uint
 	return hmem(H_R10, 0);
 }
 
+/* ---- accesses that share a look-up: struct share ------------------------------------------------- */
+
+static struct probe *probe_add(struct translation *t, const struct share *s, bool write)
+{
+	struct probe *p = &t->probe[t->nprobes++];
+
+	/* A read must not make the page dirty for the sake of a write that follows. */
+	*p = (struct probe){.insn = t->index,
+			    .what = !s->write ? s->size
+				    : write   ? s->size | PROBE_WRITE
+					      : 0};
+	return p;
+}
+
+/* R10 is the host address of the group. */
+static struct hmem leader_done(struct translation *t, const struct share *s, struct probe *p)
+{
+	struct hmem slot = CPU(shared);
+
+	slot.disp += 8 * s->slot;
+	p->back = emit_pos(&t->e);
+	emit_store(&t->e, 8, slot, H_R10);
+	t->live[s->slot] = t->in_r10 = (uint8_t)(t->index + 1);
+	return hmem(H_R10, s->disp);
+}
+
+/* The group begins at [base + disp]. */
+static struct hmem emit_leader_simple(struct translation *t, const struct share *s, uint8_t base,
+				      int32_t disp, bool write)
+{
+	struct emit *e = &t->e;
+	struct probe *p = probe_add(t, s, write);
+	uint32_t hit;
+
+	p->linear = hmem(base, disp);
+	if (disp) {
+		emit_lea(e, 8, H_R10, hmem(base, disp));
+		emit_rorx(e, H_R10, H_R10, 24);
+	} else {
+		emit_rorx(e, H_R10, base, 24);
+	}
+	emit_shrx(e, H_R10, H_R10, H_RSP);
+	emit_load(e, 8, H_RCX, hmem_x(H_R15, H_R10, 8, tag_disp(s->write ? MEM_WRITE : 0)));
+	emit_lea(e, 8, H_RCX, hmem_x(H_RCX, base, 1, disp + (int32_t)s->size - 1));
+	emit_shrx(e, H_RCX, H_RCX, H_R15);
+	hit = emit_jrcxz(e);
+	p->from = emit_jmp(e);
+	emit_here8(e, hit);
+	emit_load(e, 8, H_R10, hmem_x(H_R15, H_R10, 8, TLB_DISP(addend)));
+	emit_lea(e, 8, H_R10, hmem_x(H_R10, base, 1, disp));
+	return leader_done(t, s, p);
+}
+
+/* The group's linear address is in R10. */
+static struct hmem emit_leader_linear(struct translation *t, const struct share *s, bool write)
+{
+	struct emit *e = &t->e;
+	struct probe *p = probe_add(t, s, write);
+	uint32_t hit;
+
+	p->address = true;
+	emit_rorx(e, H_RCX, H_R10, 24);
+	emit_shrx(e, H_RCX, H_RCX, H_RSP);
+	emit_load(e, 8, H_RCX, hmem_x(H_R15, H_RCX, 8, tag_disp(s->write ? MEM_WRITE : 0)));
+	emit_lea(e, 8, H_RCX, hmem_x(H_RCX, H_R10, 1, (int32_t)s->size - 1));
+	emit_shrx(e, H_RCX, H_RCX, H_R15);
+	hit = emit_jrcxz(e);
+	p->from = emit_jmp(e);
+	emit_here8(e, hit);
+	emit_rorx(e, H_RCX, H_R10, 24);
+	emit_shrx(e, H_RCX, H_RCX, H_RSP);
+	emit_load(e, 8, H_RCX, hmem_x(H_R15, H_RCX, 8, TLB_DISP(addend)));
+	emit_lea(e, 8, H_R10, hmem_x(H_R10, H_RCX, 1, 0));
+	return leader_done(t, s, p);
+}
+
+static struct hmem emit_member(struct translation *t, const struct share *s)
+{
+	struct hmem slot = CPU(shared);
+
+	slot.disp += 8 * s->slot;
+	if (t->in_r10 != s->leader + 1)
+		emit_load(&t->e, 8, H_R10, slot);
+	t->in_r10 = (uint8_t)(s->leader + 1);
+	return hmem(H_R10, s->disp);
+}
+
+/* The current instruction's part in a group, NULL if it has to be checked on its own. */
+static const struct share *share_now(const struct translation *t)
+{
+	const struct share *s = &t->share[t->index];
+
+	if (!t->sharing || s->role == SHARE_NONE)
+		return NULL;
+	return s->role == SHARE_LEADER || t->live[s->slot] == s->leader + 1 ? s : NULL;
+}
+
 /* Outside flat segments, and where alignment is checked, C computes the linear address; it also knows that nothing
  * is written by way of CS. */
 static bool needs_linear_call(const struct translation *t, unsigned seg, uint32_t flags)
@@ -157,26 +258,51 @@ static bool needs_linear_call(const struct translation *t, unsigned seg, uint32_
 
 static void emit_linear_call(struct translation *t, uint32_t desc)
 {
+	share_forget(t);
 	emit_mov_imm(&t->e, H_RCX, desc);
 	emit_call_mem(&t->e, CPU_STUB(STUB_LINEAR));
+}
+
+/* [host register + disp], no segment base, 64-bit addresses. */
+static bool is_simple(const struct translation *t, const struct insn *insn)
+{
+	return (t->mode & MODE_CODE64) && insn->addrsize == 8 && insn->mem_base != REG_NONE &&
+	       guest_reg(insn->mem_base) != H_NONE && insn->mem_index == REG_NONE &&
+	       insn->mem_seg != X86_FS && insn->mem_seg != X86_GS &&
+	       insn->mem_disp >= INT32_MIN + 4096 && insn->mem_disp <= INT32_MAX - 4096;
+}
+
+static struct hmem emit_leader(struct translation *t, const struct insn *insn,
+			       const struct share *s)
+{
+	struct insn group = *insn; /* its operand: the group */
+
+	group.mem_disp -= s->disp;
+	if (is_simple(t, &group))
+		return emit_leader_simple(t, s, guest_reg(group.mem_base), (int32_t)group.mem_disp,
+					  insn->mem_write);
+	emit_address(t, &group, H_R10, H_RCX, true);
+	return emit_leader_linear(t, s, insn->mem_write);
 }
 
 struct hmem emit_access(struct translation *t, const struct insn *insn, unsigned size,
 			uint32_t flags, bool rcx_free, struct cold **cold)
 {
 	uint32_t desc = access_desc(t, insn, size, flags, insn->mem_seg);
-	uint8_t base = insn->mem_base == REG_NONE ? H_NONE : guest_reg(insn->mem_base);
-	int64_t disp = insn->mem_disp;
+	const struct share *share = share_now(t);
 
+	*cold = NULL;
+	if (share)
+		return share->role == SHARE_LEADER ? emit_leader(t, insn, share)
+						   : emit_member(t, share);
 	if (needs_linear_call(t, insn->mem_seg, flags)) {
 		emit_address(t, insn, H_R10, H_RCX, false);
 		emit_linear_call(t, desc);
 		return emit_access_linear(t, size, desc, rcx_free, cold);
 	}
-	if ((t->mode & MODE_CODE64) && insn->addrsize == 8 && base != H_NONE &&
-	    insn->mem_index == REG_NONE && insn->mem_seg != X86_FS && insn->mem_seg != X86_GS &&
-	    disp >= INT32_MIN && disp <= INT32_MAX - 256)
-		return emit_access_simple(t, base, (int32_t)disp, size, desc, cold);
+	if (is_simple(t, insn))
+		return emit_access_simple(t, guest_reg(insn->mem_base), (int32_t)insn->mem_disp,
+					  size, desc, cold);
 	emit_address(t, insn, H_R10, H_RCX, true);
 	return emit_access_linear(t, size, desc, rcx_free, cold);
 }
@@ -185,7 +311,14 @@ struct hmem emit_stack_access(struct translation *t, uint8_t reg, int32_t disp, 
 			      uint32_t flags, struct cold **cold)
 {
 	uint32_t desc = access_desc(t, t->insn, size, flags, X86_SS);
+	const struct share *share = share_now(t);
 
+	*cold = NULL;
+	if (share)
+		return share->role == SHARE_LEADER
+			       ? emit_leader_simple(t, share, reg, disp - share->disp,
+						    flags & MEM_WRITE)
+			       : emit_member(t, share);
 	if ((t->mode & MODE_CODE64) && !(t->mode & MODE_AC))
 		return emit_access_simple(t, reg, disp, size, desc, cold);
 	emit_lea(&t->e, t->mode & MODE_CODE64 ? 8 : 4, H_R10, hmem(reg, disp));

@@ -87,6 +87,7 @@ static uint8_t temp_for(struct translation *t, struct body *b, struct temps *fre
 	} else if (free->r10_free) {
 		free->r10_free = false;
 		reg = H_R10;
+		t->in_r10 = 0;
 	} else {
 		reg = b->borrowed == H_NONE ? borrow_reg(b, free->taken) : H_NONE;
 	}
@@ -364,9 +365,8 @@ static uint32_t access_flags(const struct soft_vm *svm, const struct insn *insn)
 	return flags & (MEM_READ | MEM_WRITE) ? flags : flags | MEM_READ;
 }
 
-void emit_native(struct translation *t, const struct insn *source)
+void emit_native(struct translation *t, struct insn *insn)
 {
-	struct insn *insn = &t->insns[source - t->insns];
 	struct body b = {.kind = BODY_NATIVE, .insn = insn, .borrowed = H_NONE};
 	struct temps free = {.taken = taken_regs(insn)};
 	struct cold *cold = NULL;

@@ -60,6 +60,7 @@ static void emit_helper(struct translation *t, const struct insn *insn, soft_hel
 		return;
 	}
 	*copy = *insn;
+	share_forget(t);
 	emit_rip(t, H_RCX, t->offset);
 	emit_store(e, 8, CPU(rip), H_RCX);
 	emit_mov_imm(e, H_R10, (uint64_t)(uintptr_t)copy);
@@ -121,7 +122,36 @@ static bool is_nop(const struct insn *insn)
 	}
 }
 
-static void emit_one(struct translation *t, const struct insn *insn)
+/* Nothing is translated behind this instruction, as far as one can tell beforehand. */
+static bool ends_block(const struct translation *t, const struct insn *insn)
+{
+	bool leaves = false, quick;
+
+	switch (insn->op) {
+	case ZYDIS_MNEMONIC_CALL:
+	case ZYDIS_MNEMONIC_JMP:
+	case ZYDIS_MNEMONIC_RET:
+		return true;
+	case ZYDIS_MNEMONIC_LEA:
+	case ZYDIS_MNEMONIC_PUSH:
+	case ZYDIS_MNEMONIC_POP:
+		return false;
+	default:
+		break;
+	}
+	if (is_nop(insn) || insn->branch)
+		return false;
+	switch (native_classify(t->svm->isa, insn, t->mode)) {
+	case RUN_NATIVE:
+		return false;
+	case RUN_HELPER:
+		return !soft_helper_for(insn, t->mode, &leaves, &quick) || leaves;
+	default:
+		return true;
+	}
+}
+
+static void emit_one(struct translation *t, struct insn *insn)
 {
 	bool leaves = false, quick = false;
 	soft_helper fn;
@@ -132,6 +162,8 @@ static void emit_one(struct translation *t, const struct insn *insn)
 		emit_lea_insn(t, insn);
 		return;
 	}
+	if (insn->branch)
+		t->in_r10 = 0;
 	if (emit_flow(t, insn))
 		return;
 	switch (native_classify(t->svm->isa, insn, t->mode)) {
@@ -193,44 +225,86 @@ static soft_helper decode_or_raise(struct translation *t, const uint8_t *bytes, 
 	return raise_ud;
 }
 
-/* Instructions from `bytes` until the block ends. `bytes_in_page`: those before the page edge. */
-static void emit_insns(struct translation *t, const uint8_t *bytes, unsigned n,
-		       unsigned bytes_in_page, uint64_t limit_left)
+/* Decodes from `bytes` what may become the block; `bytes_in_page`: those before the page edge. */
+static unsigned decode_insns(struct translation *t, const uint8_t *bytes, unsigned n,
+			     unsigned bytes_in_page, uint64_t limit_left)
 {
-	unsigned at = 0, max = t->mode & (MODE_STEP | MODE_SHADOW) ? 1 : BLOCK_INSNS_MAX;
+	unsigned at = 0, max = t->mode & (MODE_STEP | MODE_SHADOW) ? 1 : BLOCK_INSNS_MAX, count = 0;
+	bool ended = false;
 
-	while (!t->ended && t->ninsns < max && at < bytes_in_page && !t->e.overflow &&
-	       !t->no_meta) {
-		struct insn *insn = &t->insns[t->ninsns];
+	while (!ended && count < max && at < bytes_in_page) {
+		struct insn *insn = &t->insns[count];
 		soft_helper raise;
 
-		if (t->nexits + 2 > BLOCK_LINKS_MAX || t->e.end - t->e.p < 4096)
-			break;
-		if (t->ninsns && n - at < INSN_MAX &&
+		if (count && n - at < INSN_MAX &&
 		    insn_decode(bytes + at, n - at, t->mode, insn) == -ENODATA)
 			break;
 		raise = decode_or_raise(t, bytes + at, n - at, insn);
 		if (!raise && (uint64_t)at + insn->len - 1 > limit_left)
 			raise = raise_gp;
-		if (t->ninsns && (raise || at + insn->len > bytes_in_page))
+		if (count && (raise || at + insn->len > bytes_in_page))
+			break;
+		t->raise = raise; /* the first instruction, and the only one */
+		ended = raise || ends_block(t, insn);
+		at += insn->len;
+		count++;
+	}
+	return count;
+}
+
+/* Writes instructions from..count of `insns`, or fewer where room runs out; then the way on. */
+static void emit_insns(struct translation *t, struct insn *insns, unsigned from, unsigned count)
+{
+	unsigned links = t->nexits + BLOCK_LINKS_MAX / 2,
+		 room = emit_pos(&t->e) + BLOCK_CODE_MAX / 4;
+
+	t->ended = false;
+	for (t->index = from; t->index < count && !t->ended && !t->e.overflow && !t->no_meta;
+	     t->index++) {
+		struct insn *insn = &insns[t->index];
+
+		if (t->nexits + 2 > links || emit_pos(&t->e) > room)
 			break;
 		t->insn = insn;
-		t->offset = (uint16_t)(t->start + at);
-		t->ninsns++;
+		t->unshared[t->index] = emit_pos(&t->e);
 		translation_mark(t, 0);
-		if (raise)
-			emit_helper(t, insn, raise, false, true);
+		if (t->raise)
+			emit_helper(t, insn, t->raise, false, true);
 		else
 			emit_one(t, insn);
-		at += insn->len;
+		t->offset += insn->len;
 	}
-	t->offset = (uint16_t)(t->start + at);
-	if (!t->ended) {
-		if (t->mode & (MODE_STEP | MODE_SHADOW))
-			emit_leave_at(t, t->offset);
-		else
-			emit_goto(t, t->offset);
+	if (t->ended)
+		return;
+	t->unshared[t->index] = emit_pos(&t->e);
+	if (t->mode & (MODE_STEP | MODE_SHADOW))
+		emit_leave_at(t, t->offset);
+	else
+		emit_goto(t, t->offset);
+}
+
+/* All instructions, and again those from the first that shares a look-up. */
+static void emit_versions(struct translation *t, unsigned count)
+{
+	uint16_t end;
+
+	share_plan(t, count);
+	t->sharing = t->first_leader < count;
+	if (t->sharing)
+		memcpy(t->again, t->insns, count * sizeof(t->again[0]));
+	t->offset = t->start;
+	emit_insns(t, t->insns, 0, count);
+	t->ninsns = t->index;
+	end = t->offset;
+	memset(t->unshared, 0, sizeof(t->unshared));
+	if (t->sharing && t->first_leader < t->ninsns) {
+		t->sharing = false;
+		t->offset = t->start;
+		for (unsigned i = 0; i < t->first_leader; i++)
+			t->offset += t->again[i].len;
+		emit_insns(t, t->again, t->first_leader, t->ninsns);
 	}
+	t->offset = end;
 }
 
 static int block_metadata(struct translation *t, struct soft_block *block, unsigned guest_len)
@@ -263,7 +337,7 @@ static int block_emit(struct translation *t, struct soft_block *block, const uin
 		      unsigned n, unsigned bytes_in_page, uint64_t limit_left)
 {
 	emit_head(t, block);
-	emit_insns(t, bytes, n, bytes_in_page, limit_left);
+	emit_versions(t, decode_insns(t, bytes, n, bytes_in_page, limit_left));
 	unsigned len = (unsigned)t->offset - t->start;
 
 	emit_cold_parts(t);
@@ -319,7 +393,8 @@ static struct soft_block *translate_once(struct soft_cpu *cpu, struct translatio
 	if (max_insns == 1 && in_page > INSN_MAX)
 		in_page = 1, n = INSN_MAX; /* the first instruction and no more */
 	memset(t, 0, offsetof(struct translation, insns));
-	t->ninsns = t->ncold = t->nexits = t->npcs = 0;
+	t->ninsns = t->ncold = t->nexits = t->npcs = t->nprobes = 0;
+	share_forget(t);
 	t->no_meta = t->ended = false;
 	t->e = (struct emit){.start = svm->code_rw + base,
 			     .p = svm->code_rw + base,

@@ -3,7 +3,7 @@
  * and t_native.c (instructions that are written again). See docs/ARCHITECTURE.md for a drawn example.
  *
  * A block's host code, in order: the way out for a pending request, the `cross` entry, the `local` entry,
- * the instructions, then the cold parts: TLB misses, exits that are not linked.
+ * the instructions, some of them again (struct share), then the cold parts: TLB misses, exits that are not linked.
  */
 #ifndef ENGINE_SOFT_TRANSLATE_H
 #define ENGINE_SOFT_TRANSLATE_H
@@ -14,9 +14,10 @@
 #include "engine/soft/emit.h"
 
 #define BLOCK_INSNS_MAX 64
-#define BLOCK_COLD_MAX (BLOCK_INSNS_MAX * 2)
-#define BLOCK_LINKS_MAX 24
-#define BLOCK_PCS_MAX (BLOCK_INSNS_MAX * 4)
+/* Twice what the instructions of a block need: they may be written a second time, see struct share. */
+#define BLOCK_COLD_MAX (BLOCK_INSNS_MAX * 4)
+#define BLOCK_LINKS_MAX 48
+#define BLOCK_PCS_MAX (BLOCK_INSNS_MAX * 8)
 
 /* block_pc.flags: while set, the host register in the low four bits is borrowed and its guest value is in
  * cpu->scratch[0]. */
@@ -62,6 +63,39 @@ struct cold {
 	bool address;	    /* the linear address is in R10 already; host address wanted in R10 */
 	struct hmem linear; /* else it is this */
 	struct body body;   /* BODY_NONE for reads */
+	unsigned
+		resume; /* a write: 1 + the instruction to go on with in the second version, 0: `back` */
+};
+
+#define SHARE_SLOTS 4 /* of cpu->shared[] */
+
+/*
+ * Accesses to one base (register, with index and segment; the page of the code, if RIP-relative) with displacements
+ * near each other share a look-up. The first one, the leader, checks all bytes of the group at once and leaves their
+ * host address in cpu->shared[slot]; the others, the members, use it unchecked. Between the two no C runs but soft_mem_fast(),
+ * so that no translation and no right to write can be taken away.
+ *
+ * Where the group does not lie in one page of RAM, the leader goes on in a second version of the block's instructions, in
+ * which every access is checked on its own. So does a write that had to go by soft_mem_slow(), which may have let other
+ * vCPUs run: what was checked before it is void.
+ */
+struct share {
+	enum { SHARE_NONE, SHARE_LEADER, SHARE_MEMBER } role;
+	uint8_t slot;
+	uint8_t leader; /* index of the leader's instruction */
+	int32_t disp;	/* of the access, from the group's first byte */
+	/* Of a leader: */
+	uint16_t size; /* bytes of the group */
+	bool write;    /* some access of it is a write */
+};
+
+/* A leader whose group is not in the TLB. */
+struct probe {
+	uint32_t from, back;
+	bool address;	    /* the group's linear address is in R10 already */
+	struct hmem linear; /* else it is this */
+	uint32_t what;	    /* for soft_mem_probe(); 0: it must not be asked for */
+	unsigned insn;
 };
 
 struct exit_site {
@@ -79,7 +113,20 @@ struct translation {
 	uint16_t offset; /* page offset of the current one */
 	struct insn *insn;
 	struct insn insns[BLOCK_INSNS_MAX];
+	struct insn again
+		[BLOCK_INSNS_MAX]; /* for the second version: writing an instruction changes it */
 	unsigned ninsns;
+	soft_helper
+		raise; /* what the block's one instruction does if it cannot be decoded, else NULL */
+	struct share share[BLOCK_INSNS_MAX];
+	unsigned first_leader;	   /* BLOCK_INSNS_MAX: none */
+	bool sharing;		   /* the first version is being written */
+	unsigned index;		   /* of the current instruction */
+	uint8_t live[SHARE_SLOTS]; /* 1 + the leader whose address the slot holds, 0: none */
+	uint8_t in_r10;		   /* the same of R10 */
+	struct probe probe[BLOCK_INSNS_MAX];
+	unsigned nprobes;
+	uint32_t unshared[BLOCK_INSNS_MAX + 1]; /* second version: where each instruction begins */
 	struct cold cold[BLOCK_COLD_MAX];
 	unsigned ncold;
 	struct exit_site exits[BLOCK_LINKS_MAX];
@@ -96,11 +143,17 @@ uint8_t guest_reg(uint8_t gpr);
 /* From here on host code belongs to the current instruction. */
 void translation_mark(struct translation *t, uint16_t flags);
 
+/* t_share.c: fills in t->share and t->first_leader for the n instructions of t->insns. */
+void share_plan(struct translation *t, unsigned n);
+/* C runs here: nothing that was checked holds behind it. */
+void share_forget(struct translation *t);
+
 /* t_mem.c: the address of the instruction's memory operand into `dst` (R10 or RCX), the effective address (no
  * segment base) with `segment` false. `tmp` is the other of the two. */
 void emit_address(struct translation *t, const struct insn *insn, uint8_t dst, uint8_t tmp,
 		  bool segment);
-/* Checks an access and gives the host operand; uses R10 and RCX. rcx_free: RCX is free behind it. */
+/* Checks an access and gives the host operand; uses R10 and RCX. rcx_free: RCX is free behind it. *cold is NULL if the
+ * access needs no check of its own. */
 struct hmem emit_access(struct translation *t, const struct insn *insn, unsigned size,
 			uint32_t flags, bool rcx_free, struct cold **cold);
 /* The same for [host register + disp] in the stack segment (64-bit, or flat with a 32-bit stack). */
@@ -108,7 +161,7 @@ struct hmem emit_stack_access(struct translation *t, uint8_t reg, int32_t disp, 
 			      uint32_t flags, struct cold **cold);
 
 /* t_native.c */
-void emit_native(struct translation *t, const struct insn *insn);
+void emit_native(struct translation *t, struct insn *insn);
 void emit_body(struct translation *t, const struct body *body);
 void emit_lea_insn(struct translation *t, const struct insn *insn);
 /* A guest register's value into RCX or R10, or back. */
