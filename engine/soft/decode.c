@@ -155,7 +155,16 @@ static void decode_reg_operand(const ZydisDecodedOperand *op, struct insn *insn)
 	}
 }
 
-static void decode_mem_operand(const ZydisDecodedOperand *op, struct insn *insn)
+/* No base but 32 bits of displacement: SIB with base 5 and mod 0, whatever REX.B says (SDM vol. 2, 2.1.5). Zydis
+ * names a base there, and no displacement, if the address size is 32 bits and REX.B set. */
+static bool sib_without_base(const ZydisDecodedInstruction *zi)
+{
+	return zi->raw.modrm.mod == 0 && zi->raw.modrm.rm == 4 && zi->address_width != 16 &&
+	       zi->raw.sib.base == 5;
+}
+
+static void decode_mem_operand(const ZydisDecodedInstruction *zi, const ZydisDecodedOperand *op,
+			       struct insn *insn)
 {
 	bool hidden = op->visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN;
 
@@ -178,11 +187,13 @@ static void decode_mem_operand(const ZydisDecodedOperand *op, struct insn *insn)
 	insn->mem_scale = op->mem.scale ? op->mem.scale : 1;
 	if (op->mem.base == ZYDIS_REGISTER_RIP || op->mem.base == ZYDIS_REGISTER_EIP)
 		insn->rip_relative = true;
-	else
+	else if (!sib_without_base(zi))
 		insn->mem_base = gpr_number(op->mem.base);
 	if (insn->mem_vsib || op->mem.index != ZYDIS_REGISTER_NONE)
 		insn->mem_index = gpr_number(op->mem.index);
 	insn->mem_disp = op->mem.disp.value;
+	if (sib_without_base(zi) && !insn->rip_relative)
+		insn->mem_disp = zi->raw.disp.value;
 	insn->mem_size = op->size / 8;
 	insn->mem_element = (uint8_t)(op->element_size / 8);
 	insn->mem_read |= (op->actions & ZYDIS_OPERAND_ACTION_MASK_READ) != 0;
@@ -296,7 +307,7 @@ static void insn_fill(const ZydisDecodedInstruction *zi, const ZydisDecodedOpera
 		if (ops[i].type == ZYDIS_OPERAND_TYPE_REGISTER)
 			decode_reg_operand(&ops[i], insn);
 		else if (ops[i].type == ZYDIS_OPERAND_TYPE_MEMORY)
-			decode_mem_operand(&ops[i], insn);
+			decode_mem_operand(zi, &ops[i], insn);
 	}
 	decode_evex(zi, ops, insn);
 	decode_immediates(zi, ops, insn);

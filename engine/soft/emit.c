@@ -287,10 +287,11 @@ static struct fields fields_of(const struct insn *insn, const struct insn_regs *
  * guest's mode; a 66 that selects another instruction is in prefix66_f2_f3. */
 static void emit_legacy_prefixes(struct emit *e, const struct insn *insn)
 {
-	/* MOVNTI, LDMXCSR and prefetches have no 16-bit form; vector instructions mean something else by 66. */
+	/* MOVNTI, LDMXCSR, EMMS and prefetches have no 16-bit form; vector instructions mean something else by 66. */
 	bool vector = insn->reg_file == RF_OTHER || insn->rm_file == RF_OTHER ||
-		      (insn->map == 1 && (insn->opcode == 0xc3 || insn->opcode == 0xae ||
-					  insn->opcode == 0x18 || insn->opcode == 0x0d));
+		      (insn->map == 1 &&
+		       (insn->opcode == 0xc3 || insn->opcode == 0xae || insn->opcode == 0x77 ||
+			insn->opcode == 0x18 || insn->opcode == 0x0d));
 	bool mandatory66 = insn->prefix66_f2_f3 == 0x66;
 
 	if (insn->lock)

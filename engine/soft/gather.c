@@ -142,6 +142,15 @@ static unsigned mask_run(const uint8_t *mask, unsigned size, unsigned *at)
 	return end - *at;
 }
 
+/* Neither masked bytes nor gathers and scatters are checked for alignment. */
+static int linear_unaligned(struct soft_cpu *cpu, enum x86_segreg seg, uint64_t offset,
+			    unsigned size, unsigned access, uint64_t *linear)
+{
+	int next = soft_linear(cpu, seg, offset + size - 1, 1, access, linear);
+
+	return next ? next : soft_linear(cpu, seg, offset, 1, access, linear);
+}
+
 static int maskmov_runs(struct soft_cpu *cpu, const struct insn *insn, const uint8_t *data,
 			const uint8_t *mask, unsigned size, bool store)
 {
@@ -152,7 +161,8 @@ static int maskmov_runs(struct soft_cpu *cpu, const struct insn *insn, const uin
 	for (; !next && (len = mask_run(mask, size, &at)) > 0; at += len) {
 		uint64_t linear, offset = cut(base + at, insn->addrsize);
 
-		next = soft_linear(cpu, hidden_segment(insn), offset, len, ACCESS_WRITE, &linear);
+		next = linear_unaligned(cpu, hidden_segment(insn), offset, len, ACCESS_WRITE,
+					&linear);
 		if (!next && store)
 			next = soft_store(cpu, linear, data + at, len, ACCESS_WRITE);
 		else if (!next)
@@ -290,9 +300,10 @@ static int vsib_element(struct soft_cpu *cpu, const struct insn *insn, struct vs
 		index = bytes_get64(v->index + i * 8);
 	else
 		index = (uint64_t)(int64_t)(int32_t)bytes_get32(v->index + i * 4);
-	next = soft_linear(cpu, insn->mem_seg,
-			   cut(operand_offset(cpu, insn) + index * insn->mem_scale, insn->addrsize),
-			   v->data_size, access, &linear);
+	next = linear_unaligned(
+		cpu, insn->mem_seg,
+		cut(operand_offset(cpu, insn) + index * insn->mem_scale, insn->addrsize),
+		v->data_size, access, &linear);
 	if (next)
 		return next;
 	return v->scatter ? soft_store(cpu, linear, data, v->data_size, access)

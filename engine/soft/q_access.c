@@ -239,6 +239,14 @@ bool segment_allows(const struct soft_cpu *cpu, const struct x86_seg *s, uint64_
 	return last <= s->limit;
 }
 
+/* What #AC wants of an operand of `size` bytes (SDM vol. 3, table 7-7): the x87's 80 bits lie at multiples of 8. */
+static unsigned alignment(unsigned size)
+{
+	if (size == 10)
+		return 8;
+	return (size & (size - 1)) == 0 && size <= 8 ? size : 1;
+}
+
 int soft_linear(struct soft_cpu *cpu, enum x86_segreg seg, uint64_t offset, unsigned size,
 		unsigned access, uint64_t *linear)
 {
@@ -255,8 +263,7 @@ int soft_linear(struct soft_cpu *cpu, enum x86_segreg seg, uint64_t offset, unsi
 			return segment_fault(cpu, seg);
 		*linear = (uint32_t)(s->base + offset);
 	}
-	if ((cpu->mode & MODE_AC) && (size & (size - 1)) == 0 && size <= 8 &&
-	    (*linear & (size - 1)))
+	if ((cpu->mode & MODE_AC) && (*linear & (alignment(size) - 1)))
 		return soft_raise_error(cpu, X86_AC, 0);
 	return 0;
 }

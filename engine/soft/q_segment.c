@@ -541,14 +541,15 @@ HELPER(do_rdfsgsbase)
 
 	if (!(cpu->cr4 & X86_CR4_FSGSBASE))
 		return soft_raise(cpu, X86_UD);
-	gpr_set(cpu, insn->rm, insn->opsize, cpu->seg[seg].base);
+	/* 66 says nothing here. */
+	gpr_set(cpu, insn->rm, insn->rex_w ? 8 : 4, cpu->seg[seg].base);
 	return done(cpu, insn);
 }
 
 HELPER(do_wrfsgsbase)
 {
 	enum x86_segreg seg = insn->op == ZYDIS_MNEMONIC_WRFSBASE ? X86_FS : X86_GS;
-	uint64_t base = gpr_get(cpu, insn->rm, insn->opsize);
+	uint64_t base = gpr_get(cpu, insn->rm, insn->rex_w ? 8 : 4);
 
 	if (!(cpu->cr4 & X86_CR4_FSGSBASE))
 		return soft_raise(cpu, X86_UD);
