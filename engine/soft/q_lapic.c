@@ -632,15 +632,15 @@ bool lapic_mmio(struct soft_cpu *cpu, uint64_t gpa, unsigned size, bool write, u
 
 	if ((gpa & ~0xfffull) != cpu->apic_page)
 		return false;
-	if (size != 4 || (offset & 0xf) || n >= LAPIC_REGS) {
+	if (size != 4 || (offset & 0xf)) {
 		if (!write)
 			*value = 0;
 		return true;
 	}
-	known = read_reg(l, n, &read);
+	known = n < LAPIC_REGS && read_reg(l, n, &read);
 	if (write) {
 		/* Read-only registers are no errors: nothing happens. */
-		known |= write_xapic(l, n, (uint32_t)*value);
+		known |= n < LAPIC_REGS && write_xapic(l, n, (uint32_t)*value);
 	} else {
 		*value = read;
 	}

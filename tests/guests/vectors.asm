@@ -1,5 +1,5 @@
 ; Every exception vector of 64-bit mode with its error code and saved RIP; faults while an event is delivered; NMI's
-; window. (What 32-bit code alone can raise is in prot_vectors.)
+; window. (32-bit mode: prot_vectors.)
 ;> PASS #DE div
 ;> PASS #DE idiv
 ;> PASS #DB int1
