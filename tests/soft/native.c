@@ -17,6 +17,7 @@
 #define DATA_32 0x2b
 #define HWCAP2_FSGSBASE 2
 #define LDT(n) ((n) << 3 | 7)
+#define XSAVE_COMPONENTS 8
 
 /* The segment registers that the kernel's signal frame leaves alone, and bases for 64-bit code. The assembly
  * below knows the order. */
@@ -33,9 +34,12 @@ static struct selectors native_saved __attribute__((used));
 static uint64_t native_own_fs __attribute__((used)); /* where this thread's variables are */
 static unsigned length_now;
 static bool have_bases, have_ldt;
+static uint32_t xsave_end;
+static struct {
+	uint32_t offset, size;
+} component[XSAVE_COMPONENTS];
 static ucontext_t outside;
-static struct sigaction engine_action[64]; /* what the engine wants to hear of its own threads */
-static _Thread_local int native_thread;
+static struct sigaction engine_action[64]; /* what the engine wants to hear while it runs */
 static uint8_t outside_fp[STATE_XSAVE] __attribute__((aligned(64)));
 
 static const int order[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP,
@@ -43,7 +47,7 @@ static const int order[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_R
 			      REG_R12, REG_R13, REG_R14, REG_R15};
 
 /* C wants its FS, and EFLAGS.AC clear (NT and ID too, which the kernel would keep): what the kernel leaves as it was is changed after the last C of the way in
- * and before the first of the way out. Only one thread at a time has an image. */
+ * and before the first of the way out. Only one thread runs images. */
 void native_enter_signal(int signo, siginfo_t *info, void *context);
 void native_trap_signal(int signo, siginfo_t *info, void *context);
 void native_enter(int signo, siginfo_t *info, void *context);
@@ -89,24 +93,33 @@ __asm__(".text\n"
 
 uint32_t native_xsave_size(void)
 {
-	uint32_t offset, size, end = 576;
-
-	/* Up to the last component that a guest is shown. The host may have more behind them (protection keys, tiles);
-	 * the kernel's frame holds those too, and its second magic number, which must stay as they are. */
-	for (unsigned i = 2; i < 8; i++)
-		if (native_component(i, &offset, &size) && offset + size > end)
-			end = offset + size;
-	return end;
+	return xsave_end;
 }
 
 bool native_component(unsigned n, uint32_t *offset, uint32_t *size)
 {
+	*offset = component[n].offset;
+	*size = component[n].size;
+	return *size && *size <= STATE_XSAVE && *offset <= STATE_XSAVE - *size;
+}
+
+/* CPUID is dear where it leaves a virtual machine: it is asked once. */
+static void xsave_layout(void)
+{
 	uint32_t a, b, c, d;
 
-	__cpuid_count(13, n, a, b, c, d);
-	*offset = b;
-	*size = a;
-	return a && a <= STATE_XSAVE && b <= STATE_XSAVE - a;
+	/* Up to the last component that a guest is shown. The host may have more behind them (protection keys, tiles);
+	 * the kernel's frame holds those too, and its second magic number, which must stay as they are. */
+	xsave_end = 576;
+	for (unsigned i = 2; i < XSAVE_COMPONENTS; i++) {
+		uint32_t offset, size;
+
+		__cpuid_count(13, i, a, b, c, d);
+		component[i].offset = b;
+		component[i].size = a;
+		if (native_component(i, &offset, &size) && offset + size > xsave_end)
+			xsave_end = offset + size;
+	}
 }
 
 /* ---- segments ------------------------------------------------------------------------------------------- */
@@ -235,7 +248,7 @@ void native_trap(int signo, siginfo_t *info, void *context)
 	struct cpu_image *image = native_image;
 	uint64_t start;
 
-	if (!native_thread && (engine_action[signo].sa_flags & SA_SIGINFO)) {
+	if (!image && (engine_action[signo].sa_flags & SA_SIGINFO)) {
 		engine_action[signo].sa_sigaction(signo, info, context);
 		return;
 	}
@@ -267,7 +280,7 @@ int native_init(void)
 			   -1, 0);
 	if (stack.ss_sp == MAP_FAILED || sigaltstack(&stack, NULL))
 		return -errno;
-	native_thread = 1;
+	xsave_layout();
 	have_bases = getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE;
 	have_ldt = ldt_make();
 	if (have_bases)
@@ -278,7 +291,11 @@ int native_init(void)
 		if (sigaction(traps[i], &sa, &engine_action[traps[i]]))
 			return -errno;
 	sa.sa_sigaction = native_enter_signal;
-	return sigaction(SIGUSR2, &sa, NULL) ? -errno : 0;
+	if (sigaction(SIGUSR2, &sa, NULL))
+		return -errno;
+	sigemptyset(&sa.sa_mask);
+	sigaddset(&sa.sa_mask, SIGUSR2);
+	return pthread_sigmask(SIG_UNBLOCK, &sa.sa_mask, NULL) ? -EINVAL : 0;
 }
 
 void native_run(struct cpu_image *image, unsigned len)

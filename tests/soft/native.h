@@ -43,7 +43,7 @@ struct cpu_image {
 	uint64_t error, cr2;
 };
 
-/* Once a thread. 0, or -errno. */
+/* On the thread that will run images, which may be a vCPU's: the engine gets its signals still. 0, or -errno. */
 int native_init(void);
 /* Is there what this kind needs: modify_ldt(2), FSGSBASE? */
 bool native_has(enum native_kind kind);
@@ -51,7 +51,7 @@ bool native_has(enum native_kind kind);
 void native_run(struct cpu_image *image, unsigned len);
 /* Bytes of xsave[] that the host uses. */
 uint32_t native_xsave_size(void);
-/* Where the host has component n >= 2; false if it has none, or behind the end of xsave[]. */
+/* Where the host has component n, 2 to 7; false if it has none, or behind the end of xsave[]. */
 bool native_component(unsigned n, uint32_t *offset, uint32_t *size);
 
 #endif
