@@ -184,6 +184,10 @@ static void decode_mem_operand(const ZydisDecodedInstruction *zi, const ZydisDec
 		insn->has_mem = true;
 	insn->mem_vsib = op->mem.type == ZYDIS_MEMOP_TYPE_VSIB;
 	insn->mem_seg = seg_number(op->mem.segment);
+	/* 3E before a near indirect branch is a segment override all the same. */
+	if ((zi->attributes & ZYDIS_ATTRIB_HAS_NOTRACK) &&
+	    zi->machine_mode != ZYDIS_MACHINE_MODE_LONG_64)
+		insn->mem_seg = X86_DS;
 	insn->mem_scale = op->mem.scale ? op->mem.scale : 1;
 	if (op->mem.base == ZYDIS_REGISTER_RIP || op->mem.base == ZYDIS_REGISTER_EIP)
 		insn->rip_relative = true;
