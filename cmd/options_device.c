@@ -73,6 +73,8 @@ static int set_class_config(struct config *node, const struct device_class *cls,
 {
 	if (conf == NULL || conf[0] == '\0')
 		return 0;
+	if (cls->parse != NULL)
+		return cls->parse(node, conf, err);
 	return config_set_list(node, conf, cls->config_key, err);
 }
 
@@ -203,8 +205,8 @@ int options_set_lpc(struct config *root, const char *arg, struct error *err)
 	return rc;
 }
 
-/* Calls fn for the device name of each function in the tree until it gives true. */
-static bool pci_any(struct config *root, bool (*fn)(const char *device))
+/* Calls fn for the node of each function in the tree until it gives true. */
+static bool pci_any(struct config *root, bool (*fn)(struct config *func))
 {
 	struct config *pci = config_find(root, "pci");
 
@@ -214,23 +216,22 @@ static bool pci_any(struct config *root, bool (*fn)(const char *device))
 		for (struct config *slot = config_first(bus); slot != NULL;
 		     slot = config_next(slot))
 			for (struct config *func = config_first(slot); func != NULL;
-			     func = config_next(func)) {
-				const char *device = config_get(func, "device");
-
-				if (device != NULL && fn(device))
+			     func = config_next(func))
+				if (fn(func))
 					return true;
-			}
 	return false;
 }
 
-static bool is_hostbridge(const char *device)
+static bool is_hostbridge(struct config *func)
 {
+	const char *device = config_get_default(func, "device", "");
+
 	return strcmp(device, "hostbridge") == 0 || strcmp(device, "amd_hostbridge") == 0;
 }
 
-static bool is_lpc(const char *device)
+static bool is_lpc(struct config *func)
 {
-	return strcmp(device, "lpc") == 0;
+	return strcmp(config_get_default(func, "device", ""), "lpc") == 0;
 }
 
 static bool slot_is_free(struct config *root, unsigned slot)
@@ -262,11 +263,23 @@ static int default_bridges(struct config *root, struct error *err)
 	return error_set(err, ENOSPC, "-s: no slot of bus 0 is free for the lpc bridge");
 }
 
+/* Does a function's node hold a console of that kind: uart's path, a port of virtio-console? */
+static bool function_has_stdio(struct config *func)
+{
+	for (struct config *key = config_first(func); key != NULL; key = config_next(key))
+		if (config_is_leaf(key) && strcmp(config_get(key, NULL), "stdio") == 0)
+			return true;
+	return false;
+}
+
 /* Only one console can have the terminal: has the command line given it away? */
 static bool stdio_taken(struct config *root)
 {
 	struct config *lpc = config_find(root, "lpc"), *cons = config_find(root, "bvmcons");
 	bool there = false;
+
+	if (pci_any(root, function_has_stdio))
+		return true;
 
 	for (lpc = lpc != NULL ? config_first(lpc) : NULL; lpc != NULL; lpc = config_next(lpc))
 		if (!config_is_leaf(lpc) &&

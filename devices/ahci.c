@@ -1201,7 +1201,7 @@ static int ports_open(struct ahci *ahci, struct config *node, struct error *err)
 			return rc;
 		}
 	}
-	return n ? 0 : error_set(err, EINVAL, "no port: port.0.path=IMAGE is needed");
+	return n ? 0 : error_set(err, EINVAL, "no port: hd:IMAGE or cd:IMAGE is needed");
 }
 
 static int set_up_function(struct ahci *ahci, struct config *node, struct error *err)
@@ -1314,12 +1314,38 @@ static const struct state_field ahci_fields[] = {
 static const struct state_table ahci_table =
 	STATE_TABLE("ahci", struct ahci_state, ahci_fields, 1, NULL);
 
-#define AHCI_CLASS(id, text, key, help_text)                  \
+/* As bhyve has it: "hd:PATH[,option]..,cd:PATH[,option]..", a port each, with the options that follow it. What comes before
+ * the first is keys of the controller: "port.0.path=PATH". */
+static int ahci_parse(struct config *node, const char *conf, struct error *err)
+{
+	char *copy = strdup(conf), *rest = copy, *item, name[16];
+	int rc = copy ? 0 : error_set(err, ENOMEM, "out of memory");
+	struct config *at = node;
+	unsigned ports = 0;
+
+	while (!rc && (item = strsep(&rest, ",")) != NULL) {
+		if (strncmp(item, "hd:", 3) != 0 && strncmp(item, "cd:", 3) != 0) {
+			rc = config_set_list(at, item, NULL, err);
+			continue;
+		}
+		snprintf(name, sizeof(name), "port.%u", ports++);
+		at = config_make(node, name, err);
+		item[2] = '\0';
+		rc = at ? config_set(at, "type", item, err) : -EINVAL;
+		if (!rc)
+			rc = config_set(at, "path", item + 3, err);
+	}
+	free(copy);
+	return rc;
+}
+
+#define AHCI_CLASS(id, text, key, parse_fn, help_text)        \
 	static const struct device_class id##_class = {       \
 		.name = text,                                 \
 		.help = help_text,                            \
 		.kind = DEVICE_PCI,                           \
 		.config_key = key,                            \
+		.parse = parse_fn,                            \
 		.create = id##_create,                        \
 		.destroy = ahci_destroy,                      \
 		.reset = ahci_reset,                          \
@@ -1330,7 +1356,8 @@ static const struct state_table ahci_table =
 	};                                                    \
 	DEVICE_REGISTER(id##_class)
 
-AHCI_CLASS(ahci, "ahci", NULL, "ahci,port.N.path=PATH[,port.N.type=hd|cd]..  SATA, up to 6 ports");
-AHCI_CLASS(ahci_hd, "ahci-hd", "path",
+AHCI_CLASS(ahci, "ahci", NULL, ahci_parse,
+	   "ahci,hd:PATH[,option]..[,cd:PATH]..  SATA, up to 6 disks and CD drives");
+AHCI_CLASS(ahci_hd, "ahci-hd", "path", NULL,
 	   "ahci-hd,PATH[,ro][,ser=TEXT]..  SATA disk, options as virtio-blk");
-AHCI_CLASS(ahci_cd, "ahci-cd", "path", "ahci-cd,PATH  SATA CD drive");
+AHCI_CLASS(ahci_cd, "ahci-cd", "path", NULL, "ahci-cd,PATH  SATA CD drive");

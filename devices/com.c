@@ -13,6 +13,7 @@
 
 struct com {
 	struct device device;
+	struct uart_state state;
 	struct uart uart;
 	struct irq_source irq;
 	struct io_range range;
@@ -85,6 +86,7 @@ static int com_create(const struct device_class *cls, const struct com_place *pl
 	if (!com)
 		return error_set(err, ENOMEM, "out of memory for %s", place->name);
 	irq_source_init(&com->irq, &vm->irq, irq_isa_gsi(place->irq));
+	com->uart.state = &com->state;
 	rc = uart_open(&com->uart, vm, &com->device.lock, path ? path : "null", com_set_irq, com,
 		       err);
 	if (rc) {
@@ -119,7 +121,7 @@ static int com_create(const struct device_class *cls, const struct com_place *pl
 		.quiesce = com_quiesce,                                                         \
 		.resume = com_resume,                                                           \
 		.table = &uart_table,                                                           \
-		.state_offset = offsetof(struct com, uart.state),                               \
+		.state_offset = offsetof(struct com, state),                                    \
 	};                                                                                      \
 	static int com##n##_create(struct vm *vm, struct config *config, struct device **out,   \
 				   struct error *err)                                           \

@@ -80,47 +80,31 @@ enum { /* registers */
 #define MSR_DSR 0x20
 #define MSR_RI 0x40
 #define MSR_DCD 0x80
-#define MSR_LINE (MSR_CTS | MSR_DSR | MSR_DCD)
+#define MSR_LINE UART_MSR_RESET
 
 #define CLOCK_HZ 1843200u
 #define FASTEST_HELD_BACK 115200u /* baud; slower lines are no brake on the console */
 
-static const struct state_field uart_fields[] = {
-	STATE(struct uart_state, ier),
-	STATE(struct uart_state, fcr),
-	STATE(struct uart_state, lcr),
-	STATE(struct uart_state, mcr),
-	STATE_AT(struct uart_state, lsr, LSR_THRE | LSR_TEMT),
-	STATE_AT(struct uart_state, msr, MSR_LINE),
-	STATE(struct uart_state, scr),
-	STATE_AT(struct uart_state, dll, 1),
-	STATE(struct uart_state, dlm),
-	STATE(struct uart_state, thre_pending),
-	STATE(struct uart_state, timeout_pending),
-	STATE(struct uart_state, rts_seen),
-	STATE_ARRAY(struct uart_state, rx),
-	STATE_ARRAY(struct uart_state, rx_error),
-	STATE(struct uart_state, rx_count),
-	STATE_ARRAY(struct uart_state, tx),
-	STATE(struct uart_state, tx_count),
-	STATE(struct uart_state, rx_next),
-	STATE(struct uart_state, rx_touched),
-};
+static const struct state_field uart_fields[] = {UART_FIELDS(struct uart_state, )};
 
 static unsigned capacity(const struct uart_state *s)
 {
 	return s->fcr & FCR_ENABLE ? UART_FIFO : 1;
 }
 
-static bool uart_check(const void *state)
+bool uart_state_check(const struct uart_state *s)
 {
-	const struct uart_state *s = state;
 	bool empty = s->tx_count == 0;
 
 	return (s->ier & ~IER_MASK) == 0 && (s->fcr & ~FCR_KEPT) == 0 &&
 	       (s->mcr & ~MCR_MASK) == 0 && s->rx_count <= capacity(s) &&
 	       s->tx_count <= capacity(s) && !!(s->lsr & LSR_DR) == (s->rx_count > 0) &&
 	       !!(s->lsr & LSR_THRE) == empty && !!(s->lsr & LSR_TEMT) == empty;
+}
+
+static bool uart_check(const void *state)
+{
+	return uart_state_check(state);
 }
 
 const struct state_table uart_table =
@@ -171,7 +155,7 @@ static uint8_t interrupt_id(const struct uart_state *s)
 
 static void update_irq(struct uart *uart)
 {
-	const struct uart_state *s = &uart->state;
+	const struct uart_state *s = uart->state;
 	bool level = (s->mcr & MCR_OUT2) && interrupt_id(s) != IIR_NONE;
 
 	if (level != uart->irq_level) {
@@ -199,7 +183,7 @@ static void update_rx_status(struct uart_state *s)
 /* Starts the wait for the character timeout; a timer that is early looks again when it fires. */
 static void timeout_start(struct uart *uart, uint64_t now)
 {
-	struct uart_state *s = &uart->state;
+	struct uart_state *s = uart->state;
 
 	s->rx_touched = now;
 	if ((s->fcr & FCR_ENABLE) && s->rx_count && !s->timeout_pending && !uart->quiet &&
@@ -209,7 +193,7 @@ static void timeout_start(struct uart *uart, uint64_t now)
 
 static void receive(struct uart *uart, uint8_t c, uint8_t error, uint64_t now)
 {
-	struct uart_state *s = &uart->state;
+	struct uart_state *s = uart->state;
 	unsigned room = capacity(s);
 
 	if (s->rx_count == room) {
@@ -235,7 +219,7 @@ static bool held_by_rts(const struct uart_state *s)
 /* Fetches as much input as there is room for, if the line is not still busy with the last. */
 static void pull(struct uart *uart)
 {
-	struct uart_state *s = &uart->state;
+	struct uart_state *s = uart->state;
 	uint8_t bytes[UART_FIFO];
 	uint64_t now;
 	size_t n;
@@ -259,7 +243,7 @@ static void pull(struct uart *uart)
 /* Gives the console what it takes. */
 static void push(struct uart *uart)
 {
-	struct uart_state *s = &uart->state;
+	struct uart_state *s = uart->state;
 	size_t taken;
 
 	if (s->tx_count == 0 || uart->quiet)
@@ -275,7 +259,7 @@ static void push(struct uart *uart)
 
 static void transmit(struct uart *uart, uint8_t c)
 {
-	struct uart_state *s = &uart->state;
+	struct uart_state *s = uart->state;
 
 	s->thre_pending = false;
 	/* A driver that never reads IIR still gets an edge for each time THR becomes empty. */
@@ -309,7 +293,7 @@ static void update_modem(struct uart_state *s)
 
 static void clear_rx(struct uart *uart)
 {
-	struct uart_state *s = &uart->state;
+	struct uart_state *s = uart->state;
 
 	s->rx_count = 0;
 	s->timeout_pending = false;
@@ -327,7 +311,7 @@ static void clear_tx(struct uart_state *s)
 
 static void write_fcr(struct uart *uart, uint8_t value)
 {
-	struct uart_state *s = &uart->state;
+	struct uart_state *s = uart->state;
 	bool toggled = (s->fcr ^ value) & FCR_ENABLE;
 
 	/* Going from one mode to the other clears both FIFOs. */
@@ -351,7 +335,7 @@ static void write_ier(struct uart_state *s, uint8_t value)
 
 static void write_lcr(struct uart *uart, uint8_t value)
 {
-	struct uart_state *s = &uart->state;
+	struct uart_state *s = uart->state;
 	uint8_t raised = ~s->lcr & value;
 
 	s->lcr = value;
@@ -369,7 +353,7 @@ static void write_mcr(struct uart_state *s, uint8_t value)
 
 void uart_write(struct uart *uart, unsigned offset, uint8_t value)
 {
-	struct uart_state *s = &uart->state;
+	struct uart_state *s = uart->state;
 	bool dlab;
 
 	pthread_mutex_lock(uart->lock);
@@ -410,7 +394,7 @@ void uart_write(struct uart *uart, unsigned offset, uint8_t value)
 
 static uint8_t read_rbr(struct uart *uart)
 {
-	struct uart_state *s = &uart->state;
+	struct uart_state *s = uart->state;
 	uint8_t c = s->rx[0];
 
 	if (s->rx_count == 0)
@@ -446,7 +430,7 @@ static uint8_t read_lsr(struct uart_state *s)
 
 uint8_t uart_read(struct uart *uart, unsigned offset)
 {
-	struct uart_state *s = &uart->state;
+	struct uart_state *s = uart->state;
 	uint8_t value = 0;
 
 	pthread_mutex_lock(uart->lock);
@@ -485,7 +469,7 @@ uint8_t uart_read(struct uart *uart, unsigned offset)
 static void timeout_due(void *arg)
 {
 	struct uart *uart = arg;
-	struct uart_state *s = &uart->state;
+	struct uart_state *s = uart->state;
 	uint64_t deadline;
 
 	pthread_mutex_lock(uart->lock);
@@ -547,7 +531,7 @@ void uart_close(struct uart *uart)
 	pthread_mutex_lock(uart->lock);
 	uart->quiet = true;
 	/* What the guest saw leave (THRE aside) goes out with the console's own queue. */
-	console_write(uart->console, uart->state.tx, uart->state.tx_count);
+	console_write(uart->console, uart->state->tx, uart->state->tx_count);
 	pthread_mutex_unlock(uart->lock);
 	vtimer_destroy(&uart->line_timer);
 	vtimer_destroy(&uart->timeout_timer);
@@ -575,7 +559,7 @@ void uart_quiesce(struct uart *uart)
 
 void uart_resume(struct uart *uart)
 {
-	struct uart_state *s = &uart->state;
+	struct uart_state *s = uart->state;
 	uint64_t now = vclock_now(uart->vm->clock);
 
 	pthread_mutex_lock(uart->lock);

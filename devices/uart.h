@@ -30,12 +30,28 @@ struct uart_state {
 		rx_touched; /* virtual time of the last arrival or read: the character timeout's start */
 };
 
-extern const struct state_table uart_table;
+extern const struct state_table uart_table; /* of a struct uart_state alone */
+
+/* For the table of a device that has more state than that; `of` is empty or "member.". Its check calls
+ * uart_state_check(). */
+#define UART_FIELDS(type, of)                                                                   \
+	STATE(type, of ier), STATE(type, of fcr), STATE(type, of lcr), STATE(type, of mcr),     \
+		STATE_AT(type, of lsr, UART_LSR_RESET), STATE_AT(type, of msr, UART_MSR_RESET), \
+		STATE(type, of scr), STATE_AT(type, of dll, 1), STATE(type, of dlm),            \
+		STATE(type, of thre_pending), STATE(type, of timeout_pending),                  \
+		STATE(type, of rts_seen), STATE_ARRAY(type, of rx),                             \
+		STATE_ARRAY(type, of rx_error), STATE(type, of rx_count),                       \
+		STATE_ARRAY(type, of tx), STATE(type, of tx_count), STATE(type, of rx_next),    \
+		STATE(type, of rx_touched)
+#define UART_LSR_RESET 0x60 /* nothing to send */
+#define UART_MSR_RESET 0xb0 /* the line is up: CTS, DSR, DCD */
+
+bool uart_state_check(const struct uart_state *state);
 
 struct vm;
 
 struct uart {
-	struct uart_state state;
+	struct uart_state *state; /* the device's; set before uart_open() */
 	struct vm *vm;
 	pthread_mutex_t *lock; /* the device's; guards all of this */
 	struct console *console;

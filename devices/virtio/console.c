@@ -92,6 +92,12 @@ static void port_receive(struct port *port, unsigned queue)
 
 		if (!virtqueue_pop(vq, &chain))
 			break;
+		if (chain.writable_len == 0) {
+			/* It could be offered again and again, and the input would never be taken. */
+			virtio_broken(&port->owner->dev, "queue %u: a buffer without room", queue);
+			virtqueue_push(vq, &chain, 0);
+			return;
+		}
 		for (unsigned s = chain.readable; s < chain.segs && more; s++) {
 			size_t n = console_read(port->console, chain.iov[s].iov_base,
 						chain.iov[s].iov_len);

@@ -109,6 +109,38 @@ static void values_set_keys(void **state)
 	EXPECT_KEYS("-o name=vm1 vm0", {"name", "vm0"});
 }
 
+static void pci_devices_take_bhyves_lists(void **state)
+{
+	(void)state;
+	EXPECT_KEYS("-s 3,ahci,hd:/a,ro,ser=x,cd:/b vm0", {"pci.0.3.0.device", "ahci"},
+		    {"pci.0.3.0.port.0.type", "hd"}, {"pci.0.3.0.port.0.path", "/a"},
+		    {"pci.0.3.0.port.0.ro", "true"}, {"pci.0.3.0.port.0.ser", "x"},
+		    {"pci.0.3.0.port.1.type", "cd"}, {"pci.0.3.0.port.1.path", "/b"});
+	EXPECT_KEYS("-s 3,ahci,port.0.path=/a,port.1.path=/b vm0", {"pci.0.3.0.port.1.path", "/b"});
+	EXPECT_KEYS("-s 3,virtio-blk,/a,bootindex=2 vm0", {"pci.0.3.0.path", "/a"},
+		    {"pci.0.3.0.bootindex", "2"});
+	expect_refusal("-s 3,ahci,hd:/a,,cd:/b vm0", "-s 3,ahci", "empty");
+}
+
+/* The terminal goes to COM1 only if nothing else was given it. */
+static void stdio_is_given_once(void **state)
+{
+	static const char *const taken[] = {"-s 5,uart,stdio", "-s 5,virtio-console,console=stdio",
+					    "-l com2,stdio", "-b"};
+	struct run run;
+	char line[128];
+
+	(void)state;
+	EXPECT_KEYS("-s 5,uart --kernel k vm0", {"lpc.com1.path", "stdio"});
+	for (size_t i = 0; i < sizeof(taken) / sizeof(taken[0]); i++) {
+		snprintf(line, sizeof(line), "%s --kernel k vm0", taken[i]);
+		parse(&run, line);
+		assert_int_equal(run.rc, 0);
+		assert_null(config_find(run.root, "lpc.com1"));
+		config_destroy(run.root);
+	}
+}
+
 static void cpus_and_topology(void **state)
 {
 	(void)state;
@@ -331,6 +363,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(flags_set_bhyves_keys),
 		cmocka_unit_test(values_set_keys),
+		cmocka_unit_test(pci_devices_take_bhyves_lists),
+		cmocka_unit_test(stdio_is_given_once),
 		cmocka_unit_test(cpus_and_topology),
 		cmocka_unit_test(pins_in_both_forms),
 		cmocka_unit_test(slots),

@@ -17,6 +17,7 @@
 
 #include <cmocka.h>
 
+#include "bus/pci.h"
 #include "tests/unit/fixture.h"
 
 #define COM1 0x3f8
@@ -592,6 +593,47 @@ static void ports_and_interrupts(void **state)
 	fixture_destroy(f);
 }
 
+/* The same registers in an I/O BAR, the same interrupt as INTx, which PCI's command register gates. */
+static void pci_function(void **state)
+{
+	const uint64_t ecam = PCI_ECAM_BASE + (5 << 15);
+	struct line l;
+	struct error err = {0};
+	struct config *node;
+	uint16_t port;
+	unsigned gsi = PCI_INTX_GSI_BASE + pci_intx_wire(5, 1);
+
+	(void)state;
+	memset(&l, 0, sizeof(l));
+	l.client = -1;
+	l.f = fixture_create();
+	assert_int_equal(loop_event_init(l.f->vm.loop, &l.tick, on_tick, &l, &err), 0);
+	fixture_device(l.f, &pci_bus_class, NULL);
+	l.config = l.f->vm.config = config_create();
+	node = config_make(l.config, "pci.0.5.0", &err);
+	assert_int_equal(config_set(node, "path", "null", &err), 0);
+	fixture_device(l.f, device_class_find(DEVICE_PCI, "uart"), node);
+	assert_int_equal(fixture_read(l.f, ecam + 8, 4) >> 8, 0x070002);
+	port = fixture_read(l.f, ecam + PCI_BAR(0), 4) & ~3u;
+	fixture_outb(l.f, port + SCR, 0x5a);
+	assert_int_equal(fixture_inb(l.f, port + SCR), 0x5a);
+	assert_int_equal(fixture_inb(l.f, port + LSR), 0x60);
+	fixture_outb(l.f, port + MCR, 0x08);
+	fixture_outb(l.f, port + IER, 0x02); /* THR is empty */
+	assert_true(irq_line_level(&l.f->vm.irq, gsi));
+	assert_true(fixture_read(l.f, ecam + PCI_STATUS, 2) & PCI_STATUS_INTX);
+	fixture_write(l.f, ecam + PCI_COMMAND, 2, PCI_COMMAND_IO | PCI_COMMAND_INTX_DISABLE);
+	assert_false(irq_line_level(&l.f->vm.irq, gsi));
+	fixture_write(l.f, ecam + PCI_COMMAND, 2, PCI_COMMAND_IO);
+	fixture_save_restore(l.f);
+	assert_true(irq_line_level(&l.f->vm.irq, gsi));
+	assert_int_equal(fixture_inb(l.f, port + SCR), 0x5a);
+	assert_int_equal(fixture_inb(l.f, port + IIR) & 0x0f, 0x02); /* reading it takes it away */
+	assert_false(irq_line_level(&l.f->vm.irq, gsi));
+	fixture_fuzz_pio(l.f, port, 8, 20000, 3);
+	end(&l);
+}
+
 static void hostile_guest(void **state)
 {
 	struct line l;
@@ -651,6 +693,7 @@ int main(void)
 		cmocka_unit_test(nobody_connected_never_stops_the_guest),
 		cmocka_unit_test(state_survives_in_mid_operation),
 		cmocka_unit_test(ports_and_interrupts),
+		cmocka_unit_test(pci_function),
 		cmocka_unit_test(hostile_guest),
 		cmocka_unit_test(bad_console_names_the_port),
 	};
