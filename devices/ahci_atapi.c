@@ -1,6 +1,6 @@
 /*
- * The CD drive of the AHCI controller: ATAPI packet commands (ATA8-ACS, INCITS 362 MMC-5, SPC-3): a data disc of one
- * track that is always there. Left out: audio, writing, changing the disc.
+ * AHCI: the commands of a CD drive, ATAPI packet commands (ATA8-ACS, INCITS 362 MMC-5, SPC-3): a data disc of one track, which
+ * the guest can eject and take in again; after a reset of the machine it is in. Left out: audio, writing, another disc.
  */
 #include <string.h>
 
@@ -9,10 +9,17 @@
 #define CD_SECTOR 2048u
 
 #define SENSE_NONE 0
+#define SENSE_NOT_READY 2
+#define SENSE_MEDIUM 3
 #define SENSE_ILLEGAL 5
+#define SENSE_ATTENTION 6
+#define CODE_UNREAD 0x11
 #define CODE_INVALID_COMMAND 0x20
 #define CODE_OUT_OF_RANGE 0x21
 #define CODE_INVALID_FIELD 0x24
+#define CODE_CHANGED 0x28
+#define CODE_NO_DISC 0x3a
+#define CODE_LOCKED 0x53
 
 enum packet_command {
 	TEST_UNIT_READY = 0x00,
@@ -70,20 +77,43 @@ static void packet_end(struct ahci_slot *slot, uint8_t status, uint8_t error)
 	ahci_slot_end(slot, status, error);
 }
 
-void ahci_packet_error(struct ahci_slot *slot, uint8_t key, uint8_t code)
+static void packet_error(struct ahci_slot *slot, uint8_t key, uint8_t code)
 {
 	sense_set(slot, key, code);
 	packet_end(slot, ATA_READY | ATA_ERR, (uint8_t)(key << 4));
 }
 
+void ahci_cd_unread(struct ahci_slot *slot)
+{
+	packet_error(slot, SENSE_MEDIUM, CODE_UNREAD);
+}
+
+static void packet_good(struct ahci_slot *slot)
+{
+	sense_set(slot, SENSE_NONE, 0);
+	packet_end(slot, ATA_READY, 0);
+}
+
 static void packet_reply(struct ahci_slot *slot, const void *bytes, uint32_t len, uint32_t allowed)
 {
 	if (!ahci_data_in(slot, bytes, len < allowed ? len : allowed)) {
-		ahci_packet_error(slot, SENSE_ILLEGAL, CODE_INVALID_FIELD);
+		packet_error(slot, SENSE_ILLEGAL, CODE_INVALID_FIELD);
 		return;
 	}
-	sense_set(slot, SENSE_NONE, 0);
-	packet_end(slot, ATA_READY, 0);
+	packet_good(slot);
+}
+
+/* Changes bits of the tray; what they were. */
+static uint8_t media_change(struct ahci_slot *slot, uint8_t set, uint8_t clear)
+{
+	struct ahci *ahci = slot->port->ahci;
+	uint8_t *media = &ahci->state.media[slot->port->index], old;
+
+	pthread_mutex_lock(&ahci->device.lock);
+	old = *media;
+	*media = (uint8_t)((old & ~clear) | set);
+	pthread_mutex_unlock(&ahci->device.lock);
+	return old;
 }
 
 static uint32_t cd_sectors(const struct ahci_slot *slot)
@@ -98,7 +128,7 @@ static void cd_read(struct ahci_slot *slot, uint32_t lba, uint32_t sectors)
 	uint32_t end = cd_sectors(slot);
 
 	if (lba > end || sectors > end - lba) {
-		ahci_packet_error(slot, SENSE_ILLEGAL, CODE_OUT_OF_RANGE);
+		packet_error(slot, SENSE_ILLEGAL, CODE_OUT_OF_RANGE);
 		return;
 	}
 	sense_set(slot, SENSE_NONE, 0);
@@ -112,7 +142,7 @@ static void inquiry(struct ahci_slot *slot)
 	uint8_t reply[36] = {0x05, 0x80, 0x05, 0x02, 31};
 
 	if (packet[1] & 1) { /* vital product data */
-		ahci_packet_error(slot, SENSE_ILLEGAL, CODE_INVALID_FIELD);
+		packet_error(slot, SENSE_ILLEGAL, CODE_INVALID_FIELD);
 		return;
 	}
 	memcpy(reply + 8, "skep    ", 8);
@@ -164,7 +194,7 @@ static void read_toc(struct ahci_slot *slot)
 	uint8_t reply[20] = {0, 18, 1, 1};
 
 	if (format > 1) {
-		ahci_packet_error(slot, SENSE_ILLEGAL, CODE_INVALID_FIELD);
+		packet_error(slot, SENSE_ILLEGAL, CODE_INVALID_FIELD);
 		return;
 	}
 	reply[5] = 0x14;
@@ -188,7 +218,7 @@ static void mode_sense(struct ahci_slot *slot)
 	uint8_t reply[8 + 22] = {0, 28, 0x01};
 
 	if ((packet[2] & 0x3f) != 0x2a && (packet[2] & 0x3f) != 0x3f) {
-		ahci_packet_error(slot, SENSE_ILLEGAL, CODE_INVALID_FIELD);
+		packet_error(slot, SENSE_ILLEGAL, CODE_INVALID_FIELD);
 		return;
 	}
 	reply[8] = 0x2a;
@@ -206,14 +236,14 @@ static void get_configuration(struct ahci_slot *slot)
 	packet_reply(slot, reply, sizeof(reply), get_be16(packet_of(slot) + 7));
 }
 
+/* MMC-5, 6.6: only the media class is there. */
 static void get_event_status(struct ahci_slot *slot)
 {
 	const uint8_t *packet = packet_of(slot);
-	/* media events: none, the disc is there */
-	uint8_t reply[8] = {0, 6, 4, 0x10, 0, 2, 0, 0};
+	uint8_t reply[8] = {0, 6, 4, 0x10}, media;
 
 	if (!(packet[1] & 1)) {
-		ahci_packet_error(slot, SENSE_ILLEGAL, CODE_INVALID_FIELD);
+		packet_error(slot, SENSE_ILLEGAL, CODE_INVALID_FIELD);
 		return;
 	}
 	if (!(packet[4] & 0x10)) {
@@ -222,7 +252,46 @@ static void get_event_status(struct ahci_slot *slot)
 		packet_reply(slot, none, sizeof(none), get_be16(packet + 7));
 		return;
 	}
+	media = media_change(slot, 0, CD_REMOVED | CD_INSERTED);
+	reply[4] = media & CD_INSERTED ? 2 : media & CD_REMOVED ? 3 : 0;
+	reply[5] = media & CD_OPEN ? 1 : 2; /* the tray is open, or the disc is there */
 	packet_reply(slot, reply, sizeof(reply), get_be16(packet + 7));
+}
+
+/* LoEj and Start of START STOP UNIT; without LoEj it is about the motor. */
+static void start_stop(struct ahci_slot *slot)
+{
+	uint8_t how = packet_of(slot)[4] & 3, media = media_change(slot, 0, 0);
+
+	if (how == 2 && (media & CD_LOCKED)) {
+		packet_error(slot, SENSE_ILLEGAL, CODE_LOCKED);
+		return;
+	}
+	if (how == 2 && !(media & CD_OPEN))
+		media_change(slot, CD_OPEN | CD_REMOVED, CD_CHANGED | CD_INSERTED);
+	else if (how == 3 && (media & CD_OPEN))
+		media_change(slot, CD_CHANGED | CD_INSERTED, CD_OPEN | CD_REMOVED);
+	packet_good(slot);
+}
+
+static void prevent_removal(struct ahci_slot *slot)
+{
+	bool lock = packet_of(slot)[4] & 1;
+
+	media_change(slot, lock ? CD_LOCKED : 0, lock ? 0 : CD_LOCKED);
+	packet_good(slot);
+}
+
+/* Of what asks for the disc. False: the command has ended. */
+static bool disc_ready(struct ahci_slot *slot)
+{
+	uint8_t media = media_change(slot, 0, CD_CHANGED);
+
+	if (media & CD_OPEN)
+		packet_error(slot, SENSE_NOT_READY, CODE_NO_DISC);
+	else if (media & CD_CHANGED)
+		packet_error(slot, SENSE_ATTENTION, CODE_CHANGED);
+	return !(media & (CD_OPEN | CD_CHANGED));
 }
 
 static void read_disc_info(struct ahci_slot *slot)
@@ -232,24 +301,14 @@ static void read_disc_info(struct ahci_slot *slot)
 	packet_reply(slot, reply, sizeof(reply), get_be16(packet_of(slot) + 7));
 }
 
-void ahci_packet(struct ahci_slot *slot)
+/* Those that need the disc. */
+static void disc_command(struct ahci_slot *slot)
 {
 	const uint8_t *packet = packet_of(slot);
 
+	if (!disc_ready(slot))
+		return;
 	switch (packet[0]) {
-	case TEST_UNIT_READY:
-	case START_STOP:
-	case PREVENT_REMOVAL:
-	case SYNCHRONIZE:
-		sense_set(slot, SENSE_NONE, 0);
-		packet_end(slot, ATA_READY, 0);
-		break;
-	case REQUEST_SENSE:
-		request_sense(slot);
-		break;
-	case INQUIRY:
-		inquiry(slot);
-		break;
 	case READ_CAPACITY:
 		read_capacity(slot);
 		break;
@@ -262,25 +321,54 @@ void ahci_packet(struct ahci_slot *slot)
 	case READ_TOC:
 		read_toc(slot);
 		break;
+	case READ_DISC_INFO:
+		read_disc_info(slot);
+		break;
+	default: /* TEST UNIT READY, SYNCHRONIZE CACHE */
+		packet_good(slot);
+	}
+}
+
+static void packet_command(struct ahci_slot *slot)
+{
+	switch (packet_of(slot)[0]) {
+	case TEST_UNIT_READY:
+	case SYNCHRONIZE:
+	case READ_CAPACITY:
+	case READ_10:
+	case READ_12:
+	case READ_TOC:
+	case READ_DISC_INFO:
+		disc_command(slot);
+		break;
+	case START_STOP:
+		start_stop(slot);
+		break;
+	case PREVENT_REMOVAL:
+		prevent_removal(slot);
+		break;
+	case REQUEST_SENSE:
+		request_sense(slot);
+		break;
+	case INQUIRY:
+		inquiry(slot);
+		break;
 	case GET_CONFIGURATION:
 		get_configuration(slot);
 		break;
 	case GET_EVENT_STATUS:
 		get_event_status(slot);
 		break;
-	case READ_DISC_INFO:
-		read_disc_info(slot);
-		break;
 	case MODE_SENSE_10:
 		mode_sense(slot);
 		break;
 	default:
-		ahci_packet_error(slot, SENSE_ILLEGAL, CODE_INVALID_COMMAND);
+		packet_error(slot, SENSE_ILLEGAL, CODE_INVALID_COMMAND);
 	}
 }
 
 /* ATA8-ACS section 7.17. */
-void ahci_identify_packet(struct ahci_slot *slot)
+static void identify_packet(struct ahci_slot *slot)
 {
 	static const char model[] = "skep SATA CD-ROM";
 	uint16_t id[256] = {0};
@@ -305,4 +393,23 @@ void ahci_identify_packet(struct ahci_slot *slot)
 	id[83] = id[84] = id[87] = 1 << 14;
 	id[88] = 0x407f;
 	ahci_pio_in(slot, id, sizeof(id));
+}
+
+void ahci_cd_command(struct ahci_slot *slot)
+{
+	switch (slot->fis[2]) {
+	case ATA_PACKET:
+		packet_command(slot);
+		break;
+	case ATA_IDENTIFY_PACKET:
+		identify_packet(slot);
+		break;
+	case ATA_SET_FEATURES:
+	case ATA_STANDBY_NOW:
+	case ATA_IDLE_NOW:
+		ahci_slot_end(slot, ATA_READY, 0);
+		break;
+	default:
+		ahci_slot_abort(slot);
+	}
 }

@@ -3,6 +3,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <liburing.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -12,6 +13,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -394,6 +396,116 @@ static void test_faults(void **state)
 	unlink(path);
 }
 
+/* --- a flush and its fdatasync ---------------------------------------------------------------------- */
+
+/* The linker's --wrap. fdatasync(2) and io_uring's waits while `held`, and is counted. */
+static struct {
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	bool held;
+	int error;
+	unsigned syncs;
+} sync_gate = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+
+static int gate_pass(void)
+{
+	int error;
+
+	pthread_mutex_lock(&sync_gate.lock);
+	sync_gate.syncs++;
+	pthread_cond_broadcast(&sync_gate.changed);
+	while (sync_gate.held)
+		pthread_cond_wait(&sync_gate.changed, &sync_gate.lock);
+	error = sync_gate.error;
+	pthread_mutex_unlock(&sync_gate.lock);
+	return error;
+}
+
+int __real_fdatasync(int fd);
+int __wrap_fdatasync(int fd);
+int __wrap_fdatasync(int fd)
+{
+	int error = gate_pass();
+
+	if (error) {
+		errno = error;
+		return -1;
+	}
+	return __real_fdatasync(fd);
+}
+
+int __real_io_uring_submit(struct io_uring *ring);
+int __wrap_io_uring_submit(struct io_uring *ring);
+int __wrap_io_uring_submit(struct io_uring *ring)
+{
+	for (unsigned i = ring->sq.sqe_head; i != ring->sq.sqe_tail; i++) {
+		struct io_uring_sqe *sqe = &ring->sq.sqes[i & ring->sq.ring_mask];
+
+		if (sqe->opcode != IORING_OP_FSYNC || !(sqe->fsync_flags & IORING_FSYNC_DATASYNC))
+			continue;
+		if (gate_pass())
+			sqe->fd = -1; /* then it fails */
+	}
+	return __real_io_uring_submit(ring);
+}
+
+static void *flush_in_thread(void *arg)
+{
+	return (void *)(intptr_t)run(arg, BLOCK_FLUSH, 0, NULL, 0, 0);
+}
+
+/* A flush is complete when the fdatasync that began after it is, and never without one; when that fails, so does the
+ * flush, and every later one. */
+static void test_flush_is_fdatasync(void **state)
+{
+	static const char *const ways[] = {"aio=threads", "aio=io_uring"};
+	struct block *block;
+	struct error err = {""};
+	char path[64];
+
+	(void)state;
+	for (unsigned i = 0; i < 2; i++) {
+		static uint8_t bytes[512];
+		pthread_t thread;
+		void *result = (void *)1;
+		struct timespec soon;
+
+		make_image(path, SIZE);
+		if (try_open(&block, path, ways[i], &err) != 0) {
+			assert_int_equal(i, 1); /* a kernel without io_uring */
+			unlink(path);
+			break;
+		}
+		sync_gate.syncs = 0;
+		sync_gate.held = true;
+		assert_int_equal(io(block, BLOCK_WRITE, 0, bytes, 512), 0);
+		assert_int_equal(sync_gate.syncs, 0);
+		pthread_create(&thread, NULL, flush_in_thread, block);
+		pthread_mutex_lock(&sync_gate.lock);
+		while (sync_gate.syncs == 0)
+			pthread_cond_wait(&sync_gate.changed, &sync_gate.lock);
+		pthread_mutex_unlock(&sync_gate.lock);
+		/* It has begun, and as long as it is not done nor is the flush. */
+		clock_gettime(CLOCK_REALTIME, &soon);
+		soon.tv_sec += soon.tv_nsec >= 900000000;
+		soon.tv_nsec = (soon.tv_nsec + 100000000) % 1000000000;
+		assert_int_equal(pthread_timedjoin_np(thread, &result, &soon), ETIMEDOUT);
+		pthread_mutex_lock(&sync_gate.lock);
+		sync_gate.held = false;
+		pthread_cond_broadcast(&sync_gate.changed);
+		pthread_mutex_unlock(&sync_gate.lock);
+		pthread_join(thread, &result);
+		assert_int_equal((intptr_t)result, 0);
+		assert_int_equal(sync_gate.syncs, 1);
+		sync_gate.error = EIO;
+		assert_int_not_equal(run(block, BLOCK_FLUSH, 0, NULL, 0, 0), 0);
+		sync_gate.error = 0;
+		assert_int_not_equal(run(block, BLOCK_FLUSH, 0, NULL, 0, 0), 0);
+		block_close(block);
+		unlink(path);
+	}
+}
+
 static void test_refusals(void **state)
 {
 	char path[64];
@@ -444,8 +556,8 @@ int main(void)
 		cmocka_unit_test(test_requests), cmocka_unit_test(test_nocache),
 		cmocka_unit_test(test_snapshot), cmocka_unit_test(test_volatile),
 		cmocka_unit_test(test_locks),	 cmocka_unit_test(test_killed),
-		cmocka_unit_test(test_faults),	 cmocka_unit_test(test_refusals),
-		cmocka_unit_test(test_sectors),
+		cmocka_unit_test(test_faults),	 cmocka_unit_test(test_flush_is_fdatasync),
+		cmocka_unit_test(test_refusals), cmocka_unit_test(test_sectors),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

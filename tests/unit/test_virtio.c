@@ -5,6 +5,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -34,6 +35,7 @@ struct driver {
 	char image[64];
 	uint64_t bar;
 	uint16_t avail, used;
+	FILE *log;
 };
 
 static uint64_t pci_ecam(unsigned reg)
@@ -140,7 +142,7 @@ static void bring_up(struct driver *d, uint64_t features)
 	reg_write(d, STATUS, 1, 15);
 }
 
-static int set_up(void **state, const char *name)
+static int set_up_as(void **state, const char *name, const char *options, bool msix)
 {
 	struct driver *d = calloc(1, sizeof(*d));
 	struct fixture *f = fixture_create();
@@ -151,6 +153,11 @@ static int set_up(void **state, const char *name)
 	assert_non_null(d);
 	d->f = f;
 	d->config = f->vm.config = config_create();
+	d->log = tmpfile();
+	assert_non_null(d->log);
+	log_init(&f->log, fileno(d->log), LOG_WARN);
+	if (!msix) /* -W */
+		assert_int_equal(config_set(f->vm.config, "virtio_msix", "false", &err), 0);
 	if (memory_create(&f->vm.memory, &f->vm, RAM, false, false, &err))
 		fail_msg("%s", err.text);
 	fixture_device(f, &pci_bus_class, NULL);
@@ -165,6 +172,7 @@ static int set_up(void **state, const char *name)
 		close(fd);
 		assert_int_equal(config_set(node, "path", d->image, &err), 0);
 	}
+	assert_int_equal(config_set_list(node, options, NULL, &err), 0);
 	if (device_create(cls, &f->vm, node, &d->device, &err))
 		fail_msg("%s", err.text);
 	fixture_write(f, pci_ecam(PCI_COMMAND), 2, 7);
@@ -175,12 +183,32 @@ static int set_up(void **state, const char *name)
 
 static int set_up_rnd(void **state)
 {
-	return set_up(state, "virtio-rnd");
+	return set_up_as(state, "virtio-rnd", NULL, true);
+}
+
+static int set_up_msi(void **state)
+{
+	return set_up_as(state, "virtio-rnd", NULL, false);
 }
 
 static int set_up_blk(void **state)
 {
-	return set_up(state, "virtio-blk");
+	return set_up_as(state, "virtio-blk", NULL, true);
+}
+
+static int set_up_unreadable(void **state)
+{
+	return set_up_as(state, "virtio-blk", "fault=read:EIO:2:1", true);
+}
+
+static int set_up_full(void **state)
+{
+	return set_up_as(state, "virtio-blk", "fault=write:ENOSPC:2:1", true);
+}
+
+static int set_up_unflushable(void **state)
+{
+	return set_up_as(state, "virtio-blk", "fault=flush:EIO:1:1", true);
 }
 
 static int tear_down(void **state)
@@ -193,6 +221,7 @@ static int tear_down(void **state)
 	config_destroy(d->config);
 	if (d->image[0])
 		unlink(d->image);
+	fclose(d->log);
 	free(d);
 	return 0;
 }
@@ -430,6 +459,73 @@ static void disk_has_an_end(void **state)
 	assert_false(is_broken(d));
 }
 
+static void assert_logged(struct driver *d, const char *text)
+{
+	char bytes[1024] = "";
+
+	assert_true(pread(fileno(d->log), bytes, sizeof(bytes) - 1, 0) >= 0);
+	if (!strstr(bytes, text))
+		fail_msg("'%s' lacks '%s'", bytes, text);
+}
+
+/* What the host cannot do is an I/O error of the disk, and a line in the log; the disk goes on. */
+static void unreadable_sectors_are_io_errors(void **state)
+{
+	struct driver *d = *state;
+
+	bring_up(d, VIRTIO_F_VERSION_1 | 1 << 9);
+	assert_int_equal(disk_request(d, 0, 0, 512, true), 0);
+	assert_int_equal(disk_request(d, 0, 8, 512, true), 1);
+	assert_logged(d, "read of 512 bytes at 4096: Input/output error");
+	assert_int_equal(disk_request(d, 0, 8, 512, true), 0);
+	assert_false(is_broken(d));
+}
+
+static void full_hosts_are_io_errors(void **state)
+{
+	struct driver *d = *state;
+
+	bring_up(d, VIRTIO_F_VERSION_1 | 1 << 9);
+	assert_int_equal(disk_request(d, 1, 0, 512, false), 0);
+	assert_int_equal(disk_request(d, 1, 8, 512, false), 1);
+	assert_logged(d, "write of 512 bytes at 4096: No space left on device");
+	assert_int_equal(disk_request(d, 1, 8, 512, false), 0);
+	assert_false(is_broken(d));
+}
+
+/* A flush that failed, and a write that a driver without FLUSH takes for flushed. */
+static void failed_flushes_are_io_errors(void **state)
+{
+	struct driver *d = *state;
+
+	bring_up(d, VIRTIO_F_VERSION_1 | 1 << 9);
+	assert_int_equal(disk_request(d, 1, 0, 512, false), 0);
+	assert_int_equal(disk_request(d, 4, 0, 0, false), 1);
+	assert_logged(d, "flush of 0 bytes at 0: Input/output error");
+	assert_false(is_broken(d));
+}
+
+static void write_through_tells_of_failed_flushes(void **state)
+{
+	struct driver *d = *state;
+
+	bring_up(d, VIRTIO_F_VERSION_1);
+	assert_int_equal(disk_request(d, 1, 0, 512, false), 1);
+	assert_int_equal(disk_request(d, 1, 0, 512, false), 0);
+}
+
+static void truncated_images_are_io_errors(void **state)
+{
+	struct driver *d = *state;
+
+	bring_up(d, VIRTIO_F_VERSION_1 | 1 << 9);
+	assert_int_equal(truncate(d->image, 4096), 0);
+	assert_int_equal(disk_request(d, 0, 0, 4096, true), 0);
+	assert_int_equal(disk_request(d, 0, 7, 1024, true), 1);
+	assert_logged(d, "Input/output error");
+	assert_false(is_broken(d));
+}
+
 static void disk_survives_reset_under_load(void **state)
 {
 	struct driver *d = *state;
@@ -524,7 +620,44 @@ static void masked_messages_wait(void **state)
 	assert_int_equal(reg_read(d, STATUS, 1), 0);
 }
 
+/* With -W there are no MSI-X: one message for everything, and the ISR says what it was about. */
+static void msi_instead_of_msix(void **state)
+{
+	struct driver *d = *state;
+	unsigned cap = find_capability(d, PCI_CAP_MSI), at;
+
+	at = (unsigned)fixture_read(d->f, pci_ecam(PCI_CAPABILITY_POINTER), 1);
+	for (; at; at = (unsigned)fixture_read(d->f, pci_ecam(at + 1), 1))
+		assert_int_not_equal(fixture_read(d->f, pci_ecam(at), 1), PCI_CAP_MSIX);
+	fixture_write(d->f, pci_ecam(cap + 4), 4, 0xfee02000);
+	fixture_write(d->f, pci_ecam(cap + 12), 2, 0x66);
+	fixture_write(d->f, pci_ecam(cap + 2), 2, 1);
+	bring_up(d, VIRTIO_F_VERSION_1);
+	reg_write(d, 0x1a, 2, 0); /* there are no vectors to choose from */
+	assert_int_equal(reg_read(d, 0x1a, 2), VIRTIO_NO_VECTOR);
+	descriptor(d, DESC, 0, BUFFER, 8, 2, 0);
+	offer(d, 0, 1);
+	notify(d);
+	await(d, 1);
+	await_msis(d, 1);
+	assert_int_equal(d->f->msi[0].addr, 0xfee02000);
+	assert_int_equal(d->f->msi[0].data, 0x66);
+	assert_false(irq_line_level(&d->f->vm.irq, PCI_INTX_GSI_BASE + pci_intx_wire(3, 1)));
+	assert_int_equal(reg_read(d, 0x1000, 1), 1);
+	/* masked: it waits */
+	fixture_write(d->f, pci_ecam(cap + 16), 4, 1);
+	offer(d, 0, 1);
+	notify(d);
+	await(d, 1);
+	for (unsigned ms = 0; ms < WAIT_MS && !fixture_read(d->f, pci_ecam(cap + 20), 4); ms++)
+		usleep(1000);
+	assert_int_equal(d->f->msis, 1);
+	fixture_write(d->f, pci_ecam(cap + 16), 4, 0);
+	await_msis(d, 2);
+}
+
 #define RND(fn) cmocka_unit_test_setup_teardown(fn, set_up_rnd, tear_down)
+#define WITH(fn, set_up_fn) cmocka_unit_test_setup_teardown(fn, set_up_fn, tear_down)
 #define BLK(fn) cmocka_unit_test_setup_teardown(fn, set_up_blk, tear_down)
 
 int main(void)
@@ -542,6 +675,12 @@ int main(void)
 		BLK(disk_keeps_what_is_written),
 		BLK(disk_has_an_end),
 		BLK(disk_survives_reset_under_load),
+		BLK(truncated_images_are_io_errors),
+		WITH(unreadable_sectors_are_io_errors, set_up_unreadable),
+		WITH(full_hosts_are_io_errors, set_up_full),
+		WITH(failed_flushes_are_io_errors, set_up_unflushable),
+		WITH(write_through_tells_of_failed_flushes, set_up_unflushable),
+		WITH(msi_instead_of_msix, set_up_msi),
 		BLK(noise_is_survived),
 	};
 
