@@ -56,8 +56,10 @@ static int bridge_create(const struct device_class *cls, uint16_t vendor, uint16
 			      addr.func);
 	if (!bridge)
 		return error_set(err, ENOMEM, "out of memory");
-	rc = pci_function_init(&bridge->fn, &bridge->device, addr, NULL, bridge->state.config,
-			       sizeof(bridge->state.config), err);
+	rc = config_check_names(config, "device pcireg", err);
+	if (!rc)
+		rc = pci_function_init(&bridge->fn, &bridge->device, addr, NULL,
+				       bridge->state.config, sizeof(bridge->state.config), err);
 	if (rc)
 		goto fail;
 	pci_set16(&bridge->fn, PCI_VENDOR_ID, vendor);

@@ -113,8 +113,10 @@ static int lpc_create(struct vm *vm, struct config *config, struct device **out,
 			   addr.func);
 	if (!lpc)
 		return error_set(err, ENOMEM, "out of memory");
-	rc = pci_function_init(&lpc->fn, &lpc->device, addr, &lpc_ops, lpc->state.config,
-			       sizeof(lpc->state.config), err);
+	rc = config_check_names(config, "device pcireg", err);
+	if (!rc)
+		rc = pci_function_init(&lpc->fn, &lpc->device, addr, &lpc_ops, lpc->state.config,
+				       sizeof(lpc->state.config), err);
 	if (rc)
 		goto fail;
 	lpc_set_registers(&lpc->fn);

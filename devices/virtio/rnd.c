@@ -73,7 +73,9 @@ static int rnd_create(struct vm *vm, struct config *config, struct device **out,
 	rnd->dev.state = &rnd->state.virtio;
 	rnd->dev.queues = rnd->dev.workers = 1;
 	rnd->dev.queue_max[0] = RND_QUEUE_SIZE;
-	rc = virtio_init(&rnd->dev, config, err);
+	rc = config_check_names(config, "device pcireg", err);
+	if (!rc)
+		rc = virtio_init(&rnd->dev, config, err);
 	if (rc) {
 		rnd_destroy(&rnd->dev.device);
 		return rc;

@@ -2,8 +2,10 @@
 """Bad input gets one clear line that names the option, what is wrong and what is right; status 4; nothing
 started."""
 
+import fcntl
 import os
 import re
+import socket
 
 import cli
 
@@ -91,6 +93,76 @@ class Refusals(cli.SkepTest):
         if os.access(path, os.R_OK):
             path = self.dir  # root reads everything but a directory
         self.refused(['-k', str(path), 'vm0'], ['-k', str(path)])
+
+
+class Devices(cli.SkepTest):
+    """What a device finds wrong with its options, once for each kind of device."""
+
+    DISKS = ('virtio-blk', 'ahci-hd', 'ahci-cd')
+
+    def image(self, name, size):
+        path = self.dir / name
+        with path.open('wb') as file:
+            file.truncate(size)
+        return path
+
+    def refused_device(self, conf, wanted):
+        with self.subTest(conf=conf):
+            self.refused(['-s', f'3,{conf}', KERNEL, 'vm0'], [f'({conf.split(",")[0]})', *wanted])
+
+    def test_images(self):
+        good, odd = self.image('good', 1 << 20), self.image('odd', 1000)
+        fifo = self.dir / 'fifo'
+        os.mkfifo(fifo)
+        for disk in self.DISKS:
+            self.refused_device(f'{disk},/nonexistent', ['/nonexistent', 'No such file'])
+            self.refused_device(f'{disk},{self.dir}', [str(self.dir), 'is a directory'])
+            self.refused_device(f'{disk},{odd}', [str(odd), '1000 bytes', 'multiple', '512'])
+            self.refused_device(f'{disk},{fifo}', [str(fifo), 'neither a file nor a block device'])
+            self.refused_device(disk, ['path', 'not set'])
+            self.refused_device(f'{disk},{good},bogus=1', ['bogus', 'no such option', 'nocache', 'ser'])
+        self.refused_device('ahci', ['hd:IMAGE'])
+        self.refused_device(f'ahci,hd:{good},cd:/nonexistent', ['port.1', '/nonexistent', 'No such file'])
+        self.refused_device(f'ahci,hd:{good},bogus', ['port.0', 'bogus', 'no such option', 'nocache'])
+
+    def test_no_permission(self):
+        secret = self.image('secret', 1 << 20)
+        secret.chmod(0)
+        user = {}
+        if os.access(secret, os.R_OK):  # root may read everything; nobody may not
+            self.dir.chmod(0o777)
+            user = {'user': 65534, 'group': 65534, 'extra_groups': []}
+        for disk in self.DISKS:
+            result = self.skep('-s', f'3,{disk},{secret}', '--kernel', self.guest('hello.elf'), 'vm0', **user)
+            self.assertEqual((result.returncode, result.stdout), (cli.REFUSED, ''))
+            self.assertRegex(result.stderr, rf'\Askep: [^\n]*{secret}: Permission denied[^\n]*\n\Z')
+
+    def test_locked_image(self):
+        image = self.image('locked', 1 << 20)
+        with image.open('rb') as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            self.refused_device(f'virtio-blk,{image}', [str(image), f'in use by process {os.getpid()} ('])
+            fcntl.flock(file, fcntl.LOCK_EX)
+            self.refused_device(f'ahci-cd,{image}', [str(image), f'in use by process {os.getpid()} ('])
+
+    def test_ports(self):
+        with socket.socket() as taken:
+            taken.bind(('127.0.0.1', 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            self.refused_device(f'virtio-net,slirp,hostfwd=tcp:127.0.0.1:{port}-:22', [str(port), 'in use'])
+            self.refused_device(f'virtio-console,console=tcp={port}', ['port console', str(port), 'in use'])
+            self.refused_device(f'uart,tcp={port}', [str(port), 'in use'])
+
+    def test_unknown_options(self):
+        for device, known in (('virtio-net,slirp', 'hostfwd'), ('virtio-rnd', 'pcireg'), ('uart,null', 'path'),
+                              ('hostbridge', 'pcireg'), ('amd_hostbridge', 'pcireg'), ('lpc', 'pcireg')):
+            place = '31' if device == 'lpc' else '3'
+            with self.subTest(device=device):
+                self.refused(['-s', f'{place},{device},bogus=1', KERNEL, 'vm0'], ['bogus', 'no such option', known])
+        self.refused_device('virtio-console', ['0 ports'])
+        self.refused_device('virtio-console,a=/nonexistent/b', ['port a', '/nonexistent/b', 'No such file'])
+        self.refused_device('virtio-blk,/x,bootindex=first', ['bootindex', 'first'])
 
 
 class Help(cli.SkepTest):
