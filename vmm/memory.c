@@ -88,6 +88,22 @@ int memory_create(struct memory *mem, struct vm *vm, uint64_t size, bool wired, 
 	return 0;
 }
 
+uint64_t mapping_resident(const void *start, uint64_t len)
+{
+	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), resident = 0;
+	unsigned char there[4096];
+
+	for (uint64_t at = 0; at < len; at += sizeof(there) * page) {
+		uint64_t part = len - at < sizeof(there) * page ? len - at : sizeof(there) * page;
+
+		if (mincore((uint8_t *)start + at, part, there) != 0)
+			return resident;
+		for (uint64_t i = 0; i < (part + page - 1) / page; i++)
+			resident += (there[i] & 1) * page;
+	}
+	return resident;
+}
+
 void memory_destroy(struct memory *mem)
 {
 	for (unsigned i = 0; i < mem->nregions; i++) {

@@ -22,7 +22,7 @@
 #include "base/error.h"
 
 #define PAGE_SIZE 4096ull
-#define MEMORY_LOW_MAX (3ull << 30)  /* RAM below the PCI hole */
+#define MEMORY_LOW_MAX (3ull << 30) /* RAM below the PCI hole */
 #define MEMORY_HIGH_BASE (4ull << 30)
 #define MEMORY_MIN (1ull << 20)
 #define MEMORY_MAX (1ull << 40)
@@ -41,9 +41,9 @@ struct memory_region {
 
 struct memory {
 	struct vm *vm;
-	int fd;          /* the memfd of RAM */
-	uint8_t *base;   /* its one mapping */
-	uint64_t size;   /* bytes of RAM in all */
+	int fd;		    /* the memfd of RAM */
+	uint8_t *base;	    /* its one mapping */
+	uint64_t size;	    /* bytes of RAM in all */
 	uint64_t low, high; /* bytes below 3 GiB, bytes from 4 GiB */
 	struct memory_region region[MEMORY_REGIONS];
 	unsigned nregions;
@@ -70,5 +70,8 @@ int memory_write(struct memory *mem, uint64_t gpa, const void *in, uint64_t len)
  * begin to end; every begin needs its end, in any order and from any thread. */
 void *memory_write_begin(struct memory *mem, uint64_t gpa, uint64_t len);
 void memory_write_end(struct memory *mem, uint64_t gpa, uint64_t len);
+
+/* How much of a mapping of this process, page-aligned, the host has memory for, in bytes. For statistics. */
+uint64_t mapping_resident(const void *start, uint64_t len);
 
 #endif

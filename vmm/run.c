@@ -336,6 +336,8 @@ void vm_print_stats(struct vm *vm, FILE *out)
 	fprintf(out, "%-16s %12" PRIu64 "\n", "notifications", atomic_load(&vm->notifications));
 	fprintf(out, "%-16s %12" PRIu64 "\n", "unclaimed_port", atomic_load(&vm->pio.unclaimed));
 	fprintf(out, "%-16s %12" PRIu64 "\n", "unclaimed_mmio", atomic_load(&vm->mmio.unclaimed));
+	fprintf(out, "%-16s %12" PRIu64 "\n", "memory_guest",
+		mapping_resident(vm->memory.base, vm->memory.size));
 	if (vm->engine->stats_print)
 		vm->engine->stats_print(vm, out);
 }

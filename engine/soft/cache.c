@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "engine/soft/tlb.h"
+#include "vmm/memory.h"
 
 #define META_FACTOR \
 	2 /* metadata memory, in sizes of code memory; pages that are not used cost nothing */
@@ -56,6 +57,16 @@ int cache_init(struct soft_vm *svm, uint64_t size, struct error *err)
 	if (!cache->meta || !cache->blocks)
 		return error_set(err, ENOMEM, "out of memory");
 	return 0;
+}
+
+void cache_resident(struct soft_vm *svm, uint64_t *code, uint64_t *tables)
+{
+	struct soft_cache *cache = svm->cache;
+
+	*code = mapping_resident(svm->code_rw, svm->code_size);
+	*tables = mapping_resident(cache, sizeof(*cache)) +
+		  mapping_resident(cache->meta, cache->meta_size) +
+		  mapping_resident(cache->blocks, cache->blocks_max * sizeof(*cache->blocks));
 }
 
 void cache_fini(struct soft_vm *svm)

@@ -103,6 +103,8 @@ void *cache_meta_alloc(struct soft_vm *svm, uint64_t size);
 
 int cache_init(struct soft_vm *svm, uint64_t size, struct error *err);
 void cache_fini(struct soft_vm *svm);
+/* Bytes of memory that the code takes (mapped twice), and all that is kept about it. */
+void cache_resident(struct soft_vm *svm, uint64_t *code, uint64_t *tables);
 
 /* No lock. Only valid blocks. */
 struct soft_block *block_find(struct soft_vm *svm, const struct block_key *key);

@@ -586,8 +586,13 @@ static void soft_stats_print(struct vm *vm, FILE *out)
 		{"exceptions", &svm->n_faults},
 	};
 
+	uint64_t code, tables;
+
 	for (unsigned i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
 		fprintf(out, "%-16s %12" PRIu64 "\n", rows[i].name, atomic_load(rows[i].value));
+	cache_resident(svm, &code, &tables);
+	fprintf(out, "%-16s %12" PRIu64 "\n", "memory_code", code);
+	fprintf(out, "%-16s %12" PRIu64 "\n", "memory_tables", tables);
 }
 
 const struct engine engine_soft = {

@@ -166,6 +166,29 @@ class Guest(unittest.TestCase):
         self.until(b'ready\n')
         self.power_off()
 
+    def test_memory(self):
+        """Guest RAM is taken as the guest touches it; the rest of skep is small."""
+        self.start()
+        used = self.resident()
+        self.assertLess(used['guest'], 160 << 20, 'of 256 MiB, for the kernel, unpacking itself, and a busybox')
+        self.assertLess(used['rest'], 10 << 20)
+        self.ask('mount -t tmpfs -o size=64m none /tmp; dd if=/dev/zero of=/tmp/fill bs=1M count=48 2>/dev/null')
+        more = self.resident()
+        self.assertGreater(more['guest'], used['guest'])
+        self.assertLess(more['guest'], used['guest'] + (64 << 20))
+        self.assertLess(more['rest'], 10 << 20)
+        self.power_off()
+
+    def resident(self):
+        """skep's resident bytes: the guest's memory, and all but that, the code cache and its tables."""
+        stats = dict(line.split()[:2] for line in self.skepctl('stats').stdout.decode().splitlines())
+        text = pathlib.Path(f'/proc/{self.vm.pid}/smaps_rollup').read_text()
+        rss = int(re.search(r'^Rss: *(\d+) kB', text, re.M).group(1)) << 10
+        guest, code, tables = (int(stats['memory_' + name]) for name in ('guest', 'code', 'tables'))
+        print(f'# guest {guest >> 10} KiB, code 2 * {code >> 10}, tables {tables >> 10}, '
+              f'rest {(rss - guest - 2 * code - tables) >> 10}')
+        return {'guest': guest, 'rest': rss - guest - 2 * code - tables}
+
     def now(self):
         """(guest's monotonic clock, earliest and latest host time of that), in seconds."""
         before = time.monotonic()
