@@ -230,7 +230,8 @@ uint64_t soft_mem_slow(struct soft_cpu *cpu, uint64_t linear, uint32_t desc)
 	cpu->unwind = NEXT_GO;
 	cpu->bounce_active = 0;
 	desc_set_rip(cpu, desc);
-	if ((desc & MEM_ALIGNED) && (linear & ((desc & MEM_SIZE) - 1)))
+	if ((desc & MEM_ALIGNED) && (linear & ((desc & MEM_SIZE) - 1)) &&
+	    !masked_out(cpu, linear, desc))
 		return leave(cpu, soft_raise_error(cpu, X86_GP, 0));
 	if ((cpu->mode & MODE_CODE64) && !canonical_range(linear, desc & MEM_SIZE) &&
 	    !masked_out(cpu, linear, desc)) {

@@ -333,6 +333,8 @@ static bool w_ignored(const struct insn *insn)
 	case ZYDIS_MNEMONIC_VCVTUSI2SD:
 	case ZYDIS_MNEMONIC_VCVTUSI2SS:
 	case ZYDIS_MNEMONIC_VMOVD:
+	case ZYDIS_MNEMONIC_VPCMPESTRI: /* the lengths in EAX and EDX */
+	case ZYDIS_MNEMONIC_VPCMPESTRM:
 	case ZYDIS_MNEMONIC_VPEXTRD:
 	case ZYDIS_MNEMONIC_VPINSRD:
 		return true;

@@ -94,6 +94,9 @@ GUESTS = [
     # Four spinning CPUs on the nest's two, which share this host's with others, take minutes.
     Guest('hammer4', '-c', '4', source='hammer', needs=HARDWARE),
     Guest('shadow', '-c', '2', needs=HARDWARE),
+    # bhyve's answer, as other monitors read zeroes there.
+    Guest('outside', engines=('soft',)),
+    Guest('churn', '-c', '2', needs=NATIVE),
     Guest('pio'),
     Guest('mmio'),
     Guest('msr_strict'),
@@ -122,6 +125,7 @@ GUESTS = [
     Guest('lapic_x2apic', '-x', engines=('soft',)),
     # The same while the code cache is too small for them.
     Guest('system64_pressed', *PRESSED, source='system64', stderr=FLUSHED, engines=('soft',)),
+    Guest('churn_pressed', '-c', '2', *PRESSED, source='churn', stderr=FLUSHED, engines=('soft',)),
     Guest('smc_pressed', *PRESSED, source='smc', stderr=FLUSHED, engines=('soft',)),
     # ways to end
     Guest('poweroff', status=POWEROFF),
