@@ -45,9 +45,15 @@ main:	call virtual_wire
 	CHECK "imr readable", 0xff
 	mov al, 0x0a            ; OCW3: IRR next
 	out 0x20, al
+	; the thread that raises the line may have to wait for a CPU, on a busy host
+	mov ecx, 2000000
 	xor eax, eax
-	in al, 0x20
+.irr:	in al, 0x20
 	and al, 1
+	jnz .raised
+	dec ecx
+	jnz .irr
+.raised:
 	CHECK "irr", 1
 	mov al, 0xfe
 	out 0x21, al
