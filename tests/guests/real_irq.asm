@@ -31,12 +31,14 @@ main:	call virtual_wire
 	cli
 	mov word [IRQ_COUNT + 0x40], 0
 	sti
-	mov ecx, 20000
-.spin:	in al, 0x61
+	mov al, 0x0a            ; OCW3: IRR next
+	out 0x20, al
+	mov ecx, 50000000       ; it comes, but stays there
+.spin:	in al, 0x20
+	test al, 1
+	jnz .spun
 	dec ecx
-	jz .spun
-	test al, 0x10
-	jmp .spin
+	jnz .spin
 .spun:	cli
 	movzx eax, word [IRQ_COUNT + 0x40]
 	CHECK "masked", 0

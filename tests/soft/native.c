@@ -19,6 +19,15 @@
 #define LDT(n) ((n) << 3 | 7)
 #define XSAVE_COMPONENTS 8
 
+/* rt_sigaction(2)'s own: nobody's wrapper, like a sanitizer's, is to run C before FS is right again. */
+struct kernel_sigaction {
+	void (*handler)(int, siginfo_t *, void *);
+	unsigned long flags;
+	void (*restorer)(void);
+	uint64_t mask;
+};
+#define SA_RESTORER 0x04000000ul
+
 /* The segment registers that the kernel's signal frame leaves alone, and bases for 64-bit code. The assembly
  * below knows the order. */
 struct selectors {
@@ -39,7 +48,7 @@ static struct {
 	uint32_t offset, size;
 } component[XSAVE_COMPONENTS];
 static ucontext_t outside;
-static struct sigaction engine_action[64]; /* what the engine wants to hear while it runs */
+static struct kernel_sigaction engine_action[64]; /* what the engine wants to hear while it runs */
 static uint8_t outside_fp[STATE_XSAVE] __attribute__((aligned(64)));
 
 static const int order[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP,
@@ -52,6 +61,7 @@ void native_enter_signal(int signo, siginfo_t *info, void *context);
 void native_trap_signal(int signo, siginfo_t *info, void *context);
 void native_enter(int signo, siginfo_t *info, void *context);
 void native_trap(int signo, siginfo_t *info, void *context);
+void native_restorer(void);
 __asm__(".text\n"
 	"native_enter_signal:\n"
 	"	sub $8, %rsp\n"
@@ -89,7 +99,10 @@ __asm__(".text\n"
 	"	mov %eax, %gs\n"
 	"	mov native_own_fs(%rip), %rax\n"
 	"	.byte 0xf3, 0x48, 0x0f, 0xae, 0xd0\n"
-	"1:	jmp native_trap\n");
+	"1:	jmp native_trap\n"
+	"native_restorer:\n"
+	"	mov $15, %eax\n" /* rt_sigreturn */
+	"	syscall\n");
 
 uint32_t native_xsave_size(void)
 {
@@ -248,8 +261,8 @@ void native_trap(int signo, siginfo_t *info, void *context)
 	struct cpu_image *image = native_image;
 	uint64_t start;
 
-	if (!image && (engine_action[signo].sa_flags & SA_SIGINFO)) {
-		engine_action[signo].sa_sigaction(signo, info, context);
+	if (!image && (engine_action[signo].flags & SA_SIGINFO)) {
+		engine_action[signo].handler(signo, info, context);
 		return;
 	}
 	if (!image) {
@@ -273,7 +286,11 @@ void native_trap(int signo, siginfo_t *info, void *context)
 int native_init(void)
 {
 	static const int traps[] = {SIGTRAP, SIGSEGV, SIGBUS, SIGILL, SIGFPE};
-	struct sigaction sa = {.sa_flags = SA_SIGINFO | SA_ONSTACK};
+	struct kernel_sigaction sa = {.handler = native_trap_signal,
+				      .flags = SA_SIGINFO | SA_ONSTACK | SA_RESTORER,
+				      .restorer = native_restorer,
+				      .mask = ~0ull};
+	sigset_t enter;
 	stack_t stack = {.ss_size = 256 * 1024};
 
 	stack.ss_sp = mmap(NULL, stack.ss_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
@@ -285,17 +302,15 @@ int native_init(void)
 	have_ldt = ldt_make();
 	if (have_bases)
 		__asm__ volatile(".byte 0xf3, 0x48, 0x0f, 0xae, 0xc0" : "=a"(native_own_fs));
-	sigfillset(&sa.sa_mask);
-	sa.sa_sigaction = native_trap_signal;
 	for (unsigned i = 0; i < sizeof(traps) / sizeof(traps[0]); i++)
-		if (sigaction(traps[i], &sa, &engine_action[traps[i]]))
+		if (syscall(SYS_rt_sigaction, traps[i], &sa, &engine_action[traps[i]], 8))
 			return -errno;
-	sa.sa_sigaction = native_enter_signal;
-	if (sigaction(SIGUSR2, &sa, NULL))
+	sa.handler = native_enter_signal;
+	if (syscall(SYS_rt_sigaction, SIGUSR2, &sa, NULL, 8))
 		return -errno;
-	sigemptyset(&sa.sa_mask);
-	sigaddset(&sa.sa_mask, SIGUSR2);
-	return pthread_sigmask(SIG_UNBLOCK, &sa.sa_mask, NULL) ? -EINVAL : 0;
+	sigemptyset(&enter);
+	sigaddset(&enter, SIGUSR2);
+	return pthread_sigmask(SIG_UNBLOCK, &enter, NULL) ? -EINVAL : 0;
 }
 
 void native_run(struct cpu_image *image, unsigned len)
