@@ -10,6 +10,7 @@
 struct soft_cache {
 	struct soft_block *_Atomic hash[1 << BLOCK_HASH_BITS];
 	struct page_node *pages[1 << PAGE_HASH_BITS];
+	uint32_t far_used;
 	uint32_t code_used; /* bytes of code memory */
 	uint8_t *meta;	    /* blocks, links, instruction copies */
 	uint64_t meta_size, meta_used;

@@ -148,6 +148,7 @@ void cache_flush(struct soft_cpu *self)
 	soft_lock_acquire(&svm->lock);
 	memset(cache->hash, 0, sizeof(cache->hash));
 	memset(cache->pages, 0, sizeof(cache->pages));
+	cache->far_used = 0;
 	cache->code_used = 0;
 	cache->meta_used = 0;
 	atomic_store(&cache->nblocks, 0);

@@ -40,14 +40,23 @@ struct block_pc {
 	uint16_t flags; /* BLOCK_PC_*: see translate.c */
 };
 
-/* A direct jump that leads to (or may be patched to lead to) another block of the same page. */
+/* A direct jump that leads to (or may be patched to lead to) another block. entry.S knows `target` and `tries`. */
 struct block_link {
 	struct soft_block *from, *to; /* `to` NULL: not linked */
 	struct block_link *next_in;   /* list of links into `to` */
 	uint32_t patch;		      /* offset in code memory of the 4-byte-aligned rel32 */
 	uint32_t unlinked;	      /* code offset of the exit it jumps to when not linked */
-	uint16_t target;	      /* page offset of the target */
+	int32_t target;		      /* page offset of the target; beyond the page if far */
+	uint8_t tries; /* so many times by the jump cache, but the last: then dispatch tries to link it */
+	/* Far: to another page. It is taken while soft_tlb.far[far_entry] says that the page is still what it was; the
+	 * number, 1 to 4095, tells it from others that have the same entry, and is 0 if it cannot be linked. */
+	bool far;
+	uint16_t far_number;
+	uint32_t far_entry;
 };
+
+_Static_assert(offsetof(struct block_link, target) == 32, "entry.S");
+_Static_assert(offsetof(struct block_link, tries) == 36, "entry.S");
 
 /* One guest page that a block has code on: in the list of blocks of that page. */
 struct page_node {
@@ -129,7 +138,9 @@ void block_insert(struct soft_vm *svm, struct soft_block *block);
 struct soft_block *soft_translate(struct soft_cpu *cpu, const struct block_key *key, uint64_t gpa2,
 				  uint64_t limit_left, int *error);
 
-/* Patches a link to its target's local entry, both valid and of one page and mode; atomic for vCPUs that
+/* Under svm->lock: gives a far link its place in soft_tlb.far[]; false: there is none left. */
+bool cache_far_new(struct soft_vm *svm, struct block_link *link);
+/* Patches a link to its target's local entry, both valid and of one mode; atomic for vCPUs that
  * execute there. Under svm->lock. */
 void block_link(struct soft_vm *svm, struct block_link *link, struct soft_block *to);
 
@@ -160,7 +171,7 @@ void exclusive_end(struct soft_cpu *self);
 /* The same for a thread that is no vCPU's, or one outside vcpu_run(). Not nested. */
 void exclusive_begin_outside(struct soft_vm *svm);
 void exclusive_end_outside(struct soft_vm *svm);
-/* Called by a vCPU that is in when it finds REQ_TLB: steps out and in again, does what others left for it
+/* Called by a vCPU that is in when it finds REQ_SAFEPOINT: steps out and in again, does what others left for it
  * (dropping write rights to watched pages, clearing its jump cache). */
 void safepoint_poll(struct soft_cpu *cpu);
 

@@ -59,6 +59,13 @@ struct vm_exit;
 /* ---- the inline TLB (tlb.c fills it, translated code reads it) ------------------------------------- */
 
 #define TLB_ENTRIES 4096 /* direct-mapped by linear address bits 23:12 */
+#define FAR_ENTRIES 16384
+
+/* Where a RIP leads. */
+struct soft_jump {
+	uint64_t tag; /* -rip */
+	void *code;   /* a `cross` entry */
+};
 
 /*
  * A translation of page `va` is kept at i = va >> 12 & 4095. An access of `size` bytes at linear address
@@ -66,20 +73,21 @@ struct vm_exit;
  * is compared with the last one's page, so an access across a page edge never hits. rtag and wtag hold
  * -va when reads / writes may go straight to host memory at a + addend[i]. An empty tag is TLB_EMPTY(i),
  * which no address that indexes i matches.
- * jtag/jcode: the jump cache, i = JTAG_INDEX(rip): jtag[i] = -rip, jcode[i] = the block's
- * `cross` entry. It is valid for one mode and CS base (tlb.c flushes it on changes).
+ * jump: the jump cache, at JUMP_INDEX(rip). It is valid for one mode and CS base (tlb.c flushes it on changes).
+ * far: of each direct jump to another page, for which page of RIPs it may be taken as it is linked: -page_rip less the
+ * number that tells apart those that share an entry (struct block_link), 0 for none.
  */
 struct soft_tlb {
 	uint64_t rtag[TLB_ENTRIES];
 	uint64_t wtag[TLB_ENTRIES];
 	uint64_t addend[TLB_ENTRIES]; /* host address - linear address */
-	uint64_t jtag[TLB_ENTRIES];
-	void *jcode[TLB_ENTRIES];
+	struct soft_jump jump[TLB_ENTRIES];
+	uint64_t far[FAR_ENTRIES];
 };
 /* Entry 0 of a zeroed table would match page 0, entry 4095 an access that wraps round; the others are
  * empty when zero. */
-#define JTAG_INDEX(rip) ((rip) >> 2 & (TLB_ENTRIES - 1))
-#define JTAG_EMPTY(i) ((i) == 0 ? (uint64_t)-4 : 0) /* no RIP with index 0 matches -4 */
+#define JUMP_INDEX(rip) ((rip) >> 2 & (TLB_ENTRIES - 1))
+#define JUMP_EMPTY(i) ((i) == 0 ? (uint64_t)-4 : 0) /* no RIP with index 0 matches -4 */
 #define TLB_EMPTY(i) ((i) == 0 || (i) == TLB_ENTRIES - 1 ? (uint64_t) - (0x800ull << 12) : 0)
 
 /* Three tables for each address-space slot: what user mode may touch, what supervisor mode may, and
@@ -239,6 +247,7 @@ struct soft_cpu {
 	struct soft_lapic *lapic;
 	struct soft_slots *slots; /* tlb.c's */
 	struct soft_counters *counters;
+	void *exit_stub;	   /* soft_stub_exit */
 	uint8_t io_data[1024 * 4]; /* of an INOUT exit */
 	/* What an IN, RDMSR .. exit is to do with its value when the vCPU is run next: see soft.c. */
 	enum soft_next (*complete)(struct soft_cpu *cpu);
@@ -248,7 +257,9 @@ struct soft_cpu {
 	uint8_t xsave[X86_XSAVE_MAX] __attribute__((aligned(64)));
 };
 
+_Static_assert(offsetof(struct soft_tlb, jump) == 0x18000, "entry.S");
 _Static_assert(offsetof(struct soft_cpu, gpr) == 0x18, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, scratch) == 0xa8, "entry.S");
 _Static_assert(offsetof(struct soft_cpu, arith) == 0xc8, "entry.S");
 _Static_assert(offsetof(struct soft_cpu, tlb) == 0xd8, "entry.S");
 _Static_assert(offsetof(struct soft_cpu, unwind) == 0xe8, "entry.S");
@@ -269,8 +280,9 @@ static inline uint64_t soft_rflags(const struct soft_cpu *cpu)
 #define REQ_NMI 0x04u
 #define REQ_INIT 0x08u
 #define REQ_SIPI 0x10u /* vector in lapic */
-#define REQ_TLB 0x20u  /* another vCPU wants something at a safepoint: cache.c, tlb.c */
+#define REQ_TLB 0x20u  /* blocks are gone: the jump caches go too */
 #define REQ_TIMER 0x40u
+#define REQ_SAFEPOINT 0x80u /* another vCPU waits for this one to step out: cache.c */
 
 static inline void soft_request(struct soft_cpu *cpu, uint32_t req)
 {
@@ -295,7 +307,7 @@ enum soft_stub {
 };
 extern void soft_stub_quick(void), soft_stub_full(void), soft_stub_slow_addend(void),
 	soft_stub_slow_address(void), soft_stub_commit(void), soft_stub_leave(void),
-	soft_stub_linear(void), soft_stub_fault(void), soft_stub_probe(void);
+	soft_stub_linear(void), soft_stub_fault(void), soft_stub_probe(void), soft_stub_exit(void);
 
 enum soft_next soft_enter(struct soft_cpu *cpu, void *code);
 
@@ -399,6 +411,8 @@ uint64_t soft_mem_linear(struct soft_cpu *cpu, uint64_t offset, uint32_t desc);
 int soft_fetch_gpa(struct soft_cpu *cpu, uint64_t linear, uint64_t *gpa);
 /* Quick: remembers that cpu->rip (in the mode now) leads to this entry. */
 void soft_jump_cache_put(struct soft_cpu *cpu, uint64_t rip, void *code);
+/* Quick: from the page of RIPs now, the jump with this entry and number (struct block_link) leads where it is linked to. */
+void soft_far_put(struct soft_cpu *cpu, uint32_t entry, uint32_t number);
 
 /* CR3 loads, INVLPG, INVPCID, CR4 changes: */
 void soft_tlb_flush_all(struct soft_cpu *cpu, bool global_too);

@@ -5,18 +5,24 @@
  * Inside translated code RSP is cpu - 12. A thunk is called, so it begins with RSP = cpu - 20.
  */
 #define O_RUN_OK 0x00
+#define O_PAGE_RIP 0x08
 #define O_RIP 0x10
 #define O_GPR 0x18
+#define O_SCRATCH1 0xb0
 #define O_ARITH 0xc8
 #define O_TLB 0xd8
 #define O_HOST_RSP 0xe0
 #define O_UNWIND 0xe8
 #define O_HOST_FP 0xf0
+#define O_LINK 0x138
 #define O_XSAVE_MASK 0x140
 #define O_XSAVE_AREA 0x148
 #define O_BOUNCE 0x150
 #define RSP_BIAS 12
 #define TLB_BIAS 12
+#define TLB_JUMP 0x18000 /* struct soft_tlb's jump[]: tag, code */
+#define LINK_TARGET 32	 /* struct block_link */
+#define LINK_TRIES 36
 #define FRAME 64 /* C runs with RSP = cpu - 64: aligned, clear of the return address */
 
 	.text
@@ -137,6 +143,34 @@ soft_stub_leave:
 	SAVE	RSP_BIAS
 	mov	$1, %eax	/* NEXT_LEAVE */
 	jmp	leave_saved
+
+/* Jumped to by a direct jump that is not linked: RCX = struct block_link. By the jump cache (as in t_flow.c), or now and
+ * then to dispatch, which links it. */
+	.globl	soft_stub_exit
+soft_stub_exit:
+	mov	%rax, O_SCRATCH1+RSP_BIAS(%rsp)
+	movslq	LINK_TARGET(%rcx), %r10
+	mov	O_PAGE_RIP+RSP_BIAS(%rsp), %rax
+	lea	(%rax,%r10), %rax
+	mov	%rax, O_RIP+RSP_BIAS(%rsp)
+	mov	%rcx, O_LINK+RSP_BIAS(%rsp)
+	movzbl	LINK_TRIES(%rcx), %r10d
+	lea	-1(%r10), %r10d
+	xchg	%r10, %rcx
+	jrcxz	2f
+	mov	%cl, LINK_TRIES(%r10)
+	rorx	$14, %rax, %r10
+	shrx	%rsp, %r10, %r10
+	lea	(%r10,%r10), %r10
+	mov	TLB_JUMP-TLB_BIAS(%r15,%r10,8), %rcx
+	lea	(%rcx,%rax), %rcx
+	jrcxz	1f
+	jmp	2f
+1:	movq	$0, O_LINK+RSP_BIAS(%rsp)
+	mov	O_SCRATCH1+RSP_BIAS(%rsp), %rax
+	jmp	*TLB_JUMP+8-TLB_BIAS(%r15,%r10,8)
+2:	mov	O_SCRATCH1+RSP_BIAS(%rsp), %rax
+	jmp	soft_stub_leave
 
 /* Jumped to by the signal handler: cpu->rip and cpu->fault are set. */
 	.globl	soft_stub_fault

@@ -94,6 +94,18 @@ static void block_unlink_out(struct soft_block *block)
 	}
 }
 
+bool cache_far_new(struct soft_vm *svm, struct block_link *link)
+{
+	uint32_t n = svm->cache->far_used;
+
+	if (n / FAR_ENTRIES >= 4095)
+		return false;
+	svm->cache->far_used = n + 1;
+	link->far_entry = n % FAR_ENTRIES;
+	link->far_number = (uint16_t)(n / FAR_ENTRIES + 1);
+	return true;
+}
+
 /* ---- invalidation ------------------------------------------------------------------------------------- */
 
 static void hash_remove(struct soft_vm *svm, struct soft_block *block)
@@ -239,7 +251,7 @@ static void exclusive_take(struct soft_vm *svm, struct soft_cpu *self)
 		if (!cpu || cpu == self)
 			continue;
 		if (atomic_load(&cpu->in))
-			soft_request(cpu, REQ_TLB);
+			soft_request(cpu, REQ_SAFEPOINT);
 		while (atomic_load(&cpu->in))
 			soft_futex(&cpu->in, FUTEX_WAIT, 1);
 	}

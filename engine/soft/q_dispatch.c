@@ -3,6 +3,9 @@
 #include "engine/soft/dispatch.h"
 
 #define PAGE_MASK 0xfffull
+/* A jump that could not be linked, or is far and was linked for another address space, goes by the jump cache as often
+ * before dispatch sees it again. */
+#define LINK_TRIES 32
 
 enum soft_next soft_raise(struct soft_cpu *cpu, uint8_t vector)
 {
@@ -66,21 +69,35 @@ struct soft_block *dispatch_find(struct soft_cpu *cpu, uint64_t linear, uint64_t
 	return block;
 }
 
-/* Links the direct jump that led here, if it is one within a page. */
-static void dispatch_link(struct soft_cpu *cpu, struct block_link *link, struct soft_block *to)
+static bool may_link(const struct block_link *link, const struct soft_block *to)
 {
-	struct soft_vm *svm = cpu->svm;
 	const struct block_key *from = &link->from->key;
 
 	if (to->gpa2 != ~0ull || from->mode != to->key.mode ||
-	    (from->gpa | PAGE_MASK) != (to->key.gpa | PAGE_MASK) ||
-	    (to->key.gpa & PAGE_MASK) != link->target)
+	    (to->key.gpa & PAGE_MASK) != ((uint64_t)(int64_t)link->target & PAGE_MASK))
+		return false;
+	if (link->far)
+		return link->far_number;
+	return (from->gpa | PAGE_MASK) == (to->key.gpa | PAGE_MASK);
+}
+
+/* Links the direct jump that led here, if it can be. */
+static void dispatch_link(struct soft_cpu *cpu, struct block_link *link, struct soft_block *to)
+{
+	struct soft_vm *svm = cpu->svm;
+
+	link->tries = LINK_TRIES;
+	if (!may_link(link, to))
 		return;
-	/* Another time, if the lock is taken: waiting here would hold up a safepoint. */
+	/* The next time, if the lock is taken: waiting here would hold up a safepoint. */
+	link->tries = 1;
 	if (!soft_lock_try(&svm->lock))
 		return;
 	if (!link->to && atomic_load(&link->from->valid) && atomic_load(&to->valid))
 		block_link(svm, link, to);
+	if (link->far && link->to == to)
+		soft_far_put(cpu, link->far_entry, link->far_number);
+	link->tries = link->far ? LINK_TRIES : 1;
 	soft_lock_release(&svm->lock);
 }
 
@@ -103,12 +120,10 @@ static void *dispatch(struct soft_cpu *cpu)
 	block = dispatch_find(cpu, linear, gpa);
 	if (!block)
 		return NULL;
-	void *code = cpu->svm->code_rx + block->code;
-
-	soft_jump_cache_put(cpu, cpu->rip, code);
+	soft_jump_cache_put(cpu, cpu->rip, cpu->svm->code_rx + block->code);
 	if (link)
 		dispatch_link(cpu, link, block);
-	return code;
+	return cpu->svm->code_rx + block->code;
 }
 
 void *soft_leave(struct soft_cpu *cpu, enum soft_next next)

@@ -303,6 +303,27 @@ static enum tlb_kind kind_for(const struct soft_cpu *cpu, unsigned access)
 	return (cpu->sysflags & X86_FL_AC) && !(access & ACCESS_SYSTEM) ? TLB_SUPER_AC : TLB_SUPER;
 }
 
+static void bit_set(uint64_t *bits, uint64_t n)
+{
+	bits[n / 64] |= 1ull << (n & 63);
+}
+
+static bool bit_test(const uint64_t *bits, uint64_t n)
+{
+	return bits[n / 64] >> (n & 63) & 1;
+}
+
+/* An entry comes from a page of this size: INVLPG has to know. */
+static void slot_note_large(struct soft_slot *slot, uint64_t linear, uint64_t page_size)
+{
+	if (page_size <= 4096)
+		return;
+	if (page_size <= LARGE_PAGE)
+		bit_set(slot->large2m, linear / LARGE_PAGE % LARGE_REGIONS);
+	else
+		bit_set(slot->large1g, (linear >> 30) % LARGE_REGIONS);
+}
+
 static void tlb_put(struct soft_cpu *cpu, enum tlb_kind kind, uint64_t linear, uint8_t *hva,
 		    bool write, uint64_t page_size)
 {
@@ -321,11 +342,7 @@ static void tlb_put(struct soft_cpu *cpu, enum tlb_kind kind, uint64_t linear, u
 	if (write)
 		tlb->wtag[i] = -page;
 	slot->touched[kind] |= 1ull << (i / 64);
-	if (page_size > 4096) {
-		slot->large2m = true;
-		if (page_size > 4ull << 20)
-			slot->large1g = true;
-	}
+	slot_note_large(slot, linear, page_size);
 }
 
 /* May this page be written without anybody hearing of it? Marks it written. */
@@ -424,10 +441,8 @@ int soft_fetch_gpa(struct soft_cpu *cpu, uint64_t linear, uint64_t *gpa)
 		return -1;
 	f->va = (linear & ~PAGE_LOW) + 1;
 	f->gpa = *gpa & ~PAGE_LOW;
-	if (page_size > 4096) {
-		slot->large2m = true;
-		slot->large1g |= page_size > 4ull << 20;
-	}
+	bit_set(slot->code_pages, (linear >> 12) % CODE_PAGES);
+	slot_note_large(slot, linear, page_size);
 	return 0;
 }
 
@@ -435,12 +450,16 @@ void soft_jump_cache_put(struct soft_cpu *cpu, uint64_t rip, void *code)
 {
 	struct soft_slot *slot = slot_now(cpu);
 	struct soft_tlb *tlb = cpu->tlb;
-	unsigned i = JTAG_INDEX(rip);
+	unsigned i = JUMP_INDEX(rip);
 
-	tlb->jtag[i] = JTAG_EMPTY(i);
-	tlb->jcode[i] = code;
-	tlb->jtag[i] = -rip;
+	tlb->jump[i] = (struct soft_jump){.tag = -rip, .code = code};
 	slot->jtouched[cpu->slots->kind] |= 1ull << (i / 64);
+}
+
+void soft_far_put(struct soft_cpu *cpu, uint32_t entry, uint32_t number)
+{
+	cpu->tlb->far[entry] = -cpu->page_rip - number;
+	slot_now(cpu)->ftouched[cpu->slots->kind] |= 1ull << (entry / FAR_GROUP);
 }
 
 static void jumps_flush(struct soft_slot *slot, enum tlb_kind kind)
@@ -451,9 +470,29 @@ static void jumps_flush(struct soft_slot *slot, enum tlb_kind kind)
 		unsigned first = (unsigned)__builtin_ctzll(bits) * 64;
 
 		for (unsigned i = first; i < first + 64; i++)
-			tlb->jtag[i] = JTAG_EMPTY(i);
+			tlb->jump[i].tag = JUMP_EMPTY(i);
 	}
 	slot->jtouched[kind] = 0;
+}
+
+static void far_flush(struct soft_slot *slot, enum tlb_kind kind)
+{
+	for (uint64_t bits = slot->ftouched[kind]; bits; bits &= bits - 1) {
+		unsigned first = (unsigned)__builtin_ctzll(bits) * FAR_GROUP;
+
+		for (unsigned i = first; i < first + FAR_GROUP; i++)
+			slot->tlb[kind]->far[i] = 0;
+	}
+	slot->ftouched[kind] = 0;
+}
+
+/* Whatever leads to code; `fetch` may stay. */
+static void slot_flush_jumps(struct soft_slot *slot)
+{
+	for (unsigned kind = 0; kind < TLB_KINDS; kind++) {
+		jumps_flush(slot, kind);
+		far_flush(slot, kind);
+	}
 }
 
 static void fetch_flush(struct soft_slot *slot)
@@ -474,10 +513,13 @@ static void slot_flush(struct soft_slot *slot)
 				tlb->rtag[i] = tlb->wtag[i] = TLB_EMPTY(i);
 		}
 		slot->touched[kind] = 0;
-		jumps_flush(slot, kind);
 	}
+	slot_flush_jumps(slot);
 	fetch_flush(slot);
-	slot->large2m = slot->large1g = false;
+	for (unsigned i = 0; i < CODE_PAGES / 64; i++)
+		slot->code_pages[i] = 0;
+	for (unsigned i = 0; i < LARGE_REGIONS / 64; i++)
+		slot->large2m[i] = slot->large1g[i] = 0;
 }
 
 static void slot_drop_page(struct soft_slot *slot, uint64_t page)
@@ -519,31 +561,44 @@ static void slot_drop_large(struct soft_slot *slot, uint64_t first)
 				slot->fetch[user][i].va = 0;
 }
 
+/* Has anything been fetched from these pages, so that jumps may lead there? */
+static bool slot_has_code(const struct soft_slot *slot, uint64_t linear, uint64_t pages)
+{
+	uint64_t first = (linear >> 12) % CODE_PAGES;
+
+	for (uint64_t i = first; i < first + pages; i++)
+		if (bit_test(slot->code_pages, i))
+			return true;
+	return false;
+}
+
 static void slot_flush_page(struct soft_slot *slot, uint64_t linear)
 {
-	uint64_t page = linear & ~PAGE_LOW;
+	uint64_t first = linear & ~PAGE_LOW, pages = 1;
 
 	if (!slot->used)
 		return;
-	if (slot->large1g) {
+	if (bit_test(slot->large1g, (linear >> 30) % LARGE_REGIONS)) {
 		slot_flush(slot);
 		return;
 	}
-	if (slot->large2m) {
+	if (bit_test(slot->large2m, linear / LARGE_PAGE % LARGE_REGIONS)) {
 		/* The page may be part of a 2 or 4 MiB one: its neighbours go too. */
-		slot_drop_large(slot, linear & ~(LARGE_PAGE - 1));
+		first = linear & ~(LARGE_PAGE - 1);
+		pages = LARGE_PAGE / 4096;
+		slot_drop_large(slot, first);
 	} else {
-		slot_drop_page(slot, page);
+		slot_drop_page(slot, first);
 	}
-	for (unsigned kind = 0; kind < TLB_KINDS; kind++)
-		jumps_flush(slot, kind);
+	if (slot_has_code(slot, first, pages))
+		slot_flush_jumps(slot);
 }
 
 void tlb_flush_jumps(struct soft_cpu *cpu)
 {
 	for (unsigned s = 0; s < SLOTS; s++)
-		for (unsigned kind = 0; cpu->slots->slot[s].used && kind < TLB_KINDS; kind++)
-			jumps_flush(&cpu->slots->slot[s], kind);
+		if (cpu->slots->slot[s].used)
+			slot_flush_jumps(&cpu->slots->slot[s]);
 }
 
 void tlb_drop_writes(struct soft_cpu *cpu, const uint8_t *hva_page)
@@ -641,6 +696,7 @@ void soft_tlb_select(struct soft_cpu *cpu)
 	cpu->tlb = slot->tlb[kind];
 	if (slot->jmode[kind] != mode || slot->jcs_base[kind] != cs_base) {
 		jumps_flush(slot, kind);
+		far_flush(slot, kind);
 		slot->jmode[kind] = mode;
 		slot->jcs_base[kind] = cs_base;
 	}

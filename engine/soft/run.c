@@ -19,6 +19,7 @@ void soft_cpu_wire(struct soft_cpu *cpu)
 	cpu->stub[STUB_LINEAR] = (void *)soft_stub_linear;
 	cpu->stub[STUB_FAULT] = (void *)soft_stub_fault;
 	cpu->probe_stub = (void *)soft_stub_probe;
+	cpu->exit_stub = (void *)soft_stub_exit;
 	cpu->xsave_area = cpu->xsave;
 }
 

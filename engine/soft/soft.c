@@ -347,10 +347,10 @@ static enum soft_next take_requests(struct soft_cpu *cpu)
 
 	atomic_store(&cpu->run_ok, 1);
 	req = atomic_exchange(&cpu->requests, 0);
-	if (req & REQ_TLB) {
+	if (req & REQ_TLB)
 		tlb_flush_jumps(cpu);
+	if (req & (REQ_TLB | REQ_SAFEPOINT))
 		safepoint_poll(cpu);
-	}
 	if (req & REQ_INIT) {
 		state_init(cpu);
 		cpu->complete = NULL;

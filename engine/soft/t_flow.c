@@ -20,8 +20,10 @@ void emit_rip(struct translation *t, uint8_t dst, int32_t offset)
 	emit_lea(&t->e, rip_width(t), dst, hmem(dst, offset));
 }
 
-/* RCX = RIP. Through the jump cache, or out to dispatch, which then fills it (and links `link`). */
-static void emit_lookup(struct translation *t, const struct block_link *link)
+#define TLB_DISP(member) ((int32_t)offsetof(struct soft_tlb, member) - SOFT_TLB_BIAS)
+
+/* RCX = RIP: through the jump cache, or out to dispatch, which then fills it. */
+void emit_indirect(struct translation *t)
 {
 	struct emit *e = &t->e;
 	uint32_t hit;
@@ -34,25 +36,14 @@ static void emit_lookup(struct translation *t, const struct block_link *link)
 	emit_store(e, 8, CPU(scratch[1]), H_RAX);
 	emit_rorx(e, H_R10, H_RCX, 14);
 	emit_shrx(e, H_R10, H_R10, H_RSP);
-	emit_load(
-		e, 8, H_RAX,
-		hmem_x(H_R15, H_R10, 8, (int32_t)offsetof(struct soft_tlb, jtag) - SOFT_TLB_BIAS));
+	emit_lea(e, 8, H_R10, hmem_x(H_R10, H_R10, 1, 0));
+	emit_load(e, 8, H_RAX, hmem_x(H_R15, H_R10, 8, TLB_DISP(jump[0].tag)));
 	emit_lea(e, 8, H_RCX, hmem_x(H_RCX, H_RAX, 1, 0));
 	emit_load(e, 8, H_RAX, CPU(scratch[1]));
 	hit = emit_jrcxz(e);
-	if (link) {
-		emit_mov_imm(e, H_RCX, (uint64_t)(uintptr_t)link);
-		emit_store(e, 8, CPU(link), H_RCX);
-	}
 	emit_jmp_mem(e, CPU_STUB(STUB_LEAVE));
 	emit_here8(e, hit);
-	emit_jmp_mem(e, hmem_x(H_R15, H_R10, 8,
-			       (int32_t)offsetof(struct soft_tlb, jcode) - SOFT_TLB_BIAS));
-}
-
-void emit_indirect(struct translation *t)
-{
-	emit_lookup(t, NULL);
+	emit_jmp_mem(e, hmem_x(H_R15, H_R10, 8, TLB_DISP(jump[0].code)));
 }
 
 /* Nops so that `opcode_len` bytes further a rel32 is aligned: it is patched while others run it. */
@@ -73,10 +64,12 @@ static void exit_add(struct translation *t, uint32_t place, int32_t target)
 	t->exits[t->nexits++] = (struct exit_site){.jump = place, .target = target};
 }
 
-bool exit_linkable(const struct translation *t, int32_t target)
+/* In 64-bit code from any page to any other; else RIP might wrap round on the way. */
+static bool exit_linkable(const struct translation *t, int32_t target)
 {
-	return target >= 0 && target < PAGE && !(t->mode & ONE_INSN) &&
-	       ((t->mode & MODE_CODE64) || (t->mode & MODE_FLAT));
+	if (t->mode & ONE_INSN)
+		return false;
+	return (t->mode & MODE_CODE64) || ((t->mode & MODE_FLAT) && target >= 0 && target < PAGE);
 }
 
 void emit_goto(struct translation *t, int32_t target)
@@ -452,18 +445,47 @@ void emit_cold_parts(struct translation *t)
 		emit_probe(t, &t->probe[i]);
 }
 
+/* From one page to another: page_rip moves on if the place in `far` says so. Returns the jump to be linked. */
+static uint32_t emit_far(struct translation *t, struct block_link *link)
+{
+	struct emit *e = &t->e;
+	uint32_t hit, miss, jump;
+
+	emit_load(e, 8, H_RCX, CPU(page_rip));
+	emit_load(e, 8, H_R10, hmem(H_R15, TLB_DISP(far[0]) + 8 * (int32_t)link->far_entry));
+	emit_lea(e, 8, H_RCX, hmem_x(H_RCX, H_R10, 1, link->far_number));
+	hit = emit_jrcxz(e);
+	miss = emit_jmp(e);
+	emit_here8(e, hit);
+	emit_load(e, 8, H_RCX, CPU(page_rip));
+	emit_lea(e, 8, H_RCX, hmem(H_RCX, link->target & ~(PAGE - 1)));
+	emit_store(e, 8, CPU(page_rip), H_RCX);
+	align_rel32(t, 1);
+	jump = emit_jmp(e);
+	emit_here(e, jump);
+	emit_here(e, miss);
+	return jump;
+}
+
 void emit_exit_part(struct translation *t, const struct exit_site *site, struct block_link *link)
 {
-	uint32_t pos = emit_pos(&t->e);
+	struct emit *e = &t->e;
+	uint32_t jump = site->jump;
 
-	emit_here(&t->e, site->jump);
-	if (!exit_linkable(t, site->target))
-		link = NULL;
-	if (link) {
-		link->patch = t->base + site->jump;
-		link->unlinked = t->base + pos;
-		link->target = (uint16_t)site->target;
+	if (!exit_linkable(t, site->target)) {
+		emit_here(e, jump);
+		emit_rip(t, H_RCX, site->target);
+		emit_indirect(t);
+		return;
 	}
-	emit_rip(t, H_RCX, site->target);
-	emit_lookup(t, link);
+	link->target = site->target;
+	link->far = site->target < 0 || site->target >= PAGE;
+	link->tries = 1;
+	emit_here(e, jump);
+	if (link->far && cache_far_new(t->svm, link))
+		jump = emit_far(t, link);
+	link->patch = t->base + jump;
+	link->unlinked = t->base + emit_pos(e);
+	emit_mov_imm(e, H_RCX, (uint64_t)(uintptr_t)link);
+	emit_jmp_mem(e, CPU(exit_stub));
 }

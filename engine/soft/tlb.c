@@ -16,7 +16,7 @@ static void tlb_make_empty(struct soft_tlb *tlb)
 {
 	tlb->rtag[0] = tlb->wtag[0] = TLB_EMPTY(0);
 	tlb->rtag[TLB_ENTRIES - 1] = tlb->wtag[TLB_ENTRIES - 1] = TLB_EMPTY(TLB_ENTRIES - 1);
-	tlb->jtag[0] = JTAG_EMPTY(0);
+	tlb->jump[0].tag = JUMP_EMPTY(0);
 }
 
 /* One mapping for all tables: a page of it costs memory once it is touched. */

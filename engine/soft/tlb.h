@@ -13,6 +13,9 @@
 #define SLOTS 8
 #define SLOT_NO_PAGING 0x1000u /* key; PCIDs are below */
 #define FETCH_ENTRIES 256
+#define CODE_PAGES 4096
+#define LARGE_REGIONS 512
+#define FAR_GROUP (FAR_ENTRIES / 64)
 
 struct fetch_entry {
 	uint64_t va;  /* page | 1 when valid */
@@ -23,13 +26,17 @@ struct soft_slot {
 	struct soft_tlb *tlb[TLB_KINDS];
 	uint64_t touched[TLB_KINDS];  /* a bit for each 64 entries with anything in rtag or wtag */
 	uint64_t jtouched[TLB_KINDS]; /* the same for the jump cache */
+	uint64_t ftouched[TLB_KINDS]; /* .. and for each FAR_GROUP of `far` */
 	uint32_t jmode[TLB_KINDS];    /* what the jump cache is valid for */
 	uint64_t jcs_base[TLB_KINDS];
 	struct fetch_entry fetch[2][FETCH_ENTRIES]; /* supervisor, user */
+	/* A bit for pages that anything in jump caches, `far` and `fetch` comes from, by number modulo CODE_PAGES */
+	uint64_t code_pages[CODE_PAGES / 64];
+	/* A bit for regions of 4 MiB and 1 GiB that hold entries from large pages, by number modulo LARGE_REGIONS */
+	uint64_t large2m[LARGE_REGIONS / 64], large1g[LARGE_REGIONS / 64];
 	uint32_t key;
 	bool used;
-	bool large2m, large1g; /* entries that come from large pages */
-	uint64_t stamp;	       /* of the last switch to it */
+	uint64_t stamp; /* of the last switch to it */
 };
 
 struct soft_slots {

@@ -322,8 +322,7 @@ static int block_metadata(struct translation *t, struct soft_block *block, unsig
 		return -ENOSPC;
 	for (unsigned i = 0; i < t->nexits; i++) {
 		block->links[i] = (struct block_link){.from = block};
-		emit_exit_part(t, &t->exits[i],
-			       exit_linkable(t, t->exits[i].target) ? &block->links[i] : NULL);
+		emit_exit_part(t, &t->exits[i], &block->links[i]);
 	}
 	block->nlinks = (uint8_t)t->nexits;
 	block->pcs = cache_meta_alloc(svm, t->npcs * sizeof(*block->pcs));

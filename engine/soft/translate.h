@@ -232,6 +232,5 @@ void emit_rip(struct translation *t, uint8_t dst, int32_t offset);
 void emit_cold_parts(struct translation *t);
 /* The way out for one exit site; fills the link in if the target is of this page. */
 void emit_exit_part(struct translation *t, const struct exit_site *site, struct block_link *link);
-bool exit_linkable(const struct translation *t, int32_t target);
 
 #endif
