@@ -2,10 +2,11 @@
 """SIGKILL at a random moment while a guest writes records with fsync (writer.c): each that fsync confirmed is there in the
 next life, and the file system recovers. A small Linux guest, so that a life takes seconds. Prints TAP.
 
-  kills.py --skep PROGRAM --writer PROGRAM --cache DIRECTORY [--engine E] [--slow N] [--kills N]
+  kills.py --skep PROGRAM --writer PROGRAM --cache DIRECTORY [--engine E] [--slow N] [--suite quick|long]
 
-Twice: on the image as it is, where what the host's page cache holds outlives a killed process, and with test=volatile,
-where only what was flushed does, as with a disk that loses its power.
+On the image as it is, where what the host's page cache holds outlives a killed process, and with test=volatile,
+where only what was flushed does, as with a disk that loses its power. And once more on the thread pool, with sync.
+skep runs as a user without rights.
 """
 
 import argparse
@@ -21,10 +22,13 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / 'boot'))
 import debian
+import unprivileged
 
 POWEROFF = 1
 LIMIT = 60  # seconds for a guest to come up
 MODULES = ('virtio_ring', 'virtio', 'virtio_pci_legacy_dev', 'virtio_pci_modern_dev', 'virtio_pci', 'virtio_blk')
+CASES = ((1, ''), (1, ',test=volatile'), (2, ''), (2, ',test=volatile'), (1, ',aio=threads,sync'))
+QUICK = CASES[:2]
 
 
 class Failure(Exception):
@@ -47,14 +51,15 @@ def initrd(args, work):
 class Life:
     """One run of skep; its lines come as they are written."""
 
-    def __init__(self, args, work, options, word=''):
+    def __init__(self, args, work, cpus, options, word=''):
         self.limit = LIMIT * args.slow
         self.lines, self.changed = [], threading.Condition()
         self.process = subprocess.Popen(
-            [args.skep, '-q', '-E', args.engine, '-AHP', '-m', '128M', '-l', 'com1,stdio',
-             '-s', f'3,virtio-blk,{work / "disk.img"}{options}', '--kernel', debian.kernel(args.cache, 'cloud-amd64'),
+            [work / 'skep', '-q', '-E', args.engine, '-AHP', '-c', str(cpus), '-m', '128M', '-l', 'com1,stdio',
+             '-s', f'3,virtio-blk,{work / "disk.img"}{options}', '--kernel', work / 'vmlinuz',
              '--initrd', work / 'initrd', '--append', f'console=ttyS0 quiet panic=-1 {word}'.strip(),
-             f'kills-{os.getpid()}'], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+             f'kills-{os.getpid()}'], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            **unprivileged.popen())
         self.reader = threading.Thread(target=self.read)
         self.reader.start()
 
@@ -91,13 +96,14 @@ class Life:
         return status
 
 
-def kills(args, work, options):
+def kills(args, work, cpus, options):
     rng = random.Random(os.getpid())
     subprocess.run(['/sbin/mke2fs', '-q', '-F', '-t', 'ext4', work / 'disk.img', '32M'], check=True,
                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    unprivileged.give(work)
     confirmed = 0
     for turn in range(args.kills + 1):
-        life = Life(args, work, options, 'check' if turn == args.kills else '')
+        life = Life(args, work, cpus, options, 'check' if turn == args.kills else '')
         try:
             kept = life.wait('kept')
             if kept < confirmed:
@@ -105,7 +111,7 @@ def kills(args, work, options):
             if turn < args.kills:
                 life.wait('done')
                 time.sleep(rng.uniform(0, 0.5))
-        except Failure:
+        except BaseException:
             life.kill()
             raise
         if turn < args.kills:
@@ -126,20 +132,23 @@ def main():
     parser.add_argument('--cache', type=pathlib.Path, required=True)
     parser.add_argument('--engine', default='soft')
     parser.add_argument('--slow', type=float, default=1)
-    parser.add_argument('--kills', type=int, default=5)
+    parser.add_argument('--suite', choices=('quick', 'long'), default='quick')
     args = parser.parse_args()
     args.cache = pathlib.Path(os.environ.get('SKEP_TEST_CACHE', args.cache)).resolve()
     args.cache.mkdir(parents=True, exist_ok=True)
+    cases, args.kills = (QUICK, 5) if args.suite == 'quick' else (CASES, 100)
     failed = False
-    print('1..3', flush=True)
-    for number, options in enumerate(('', ',test=volatile', ',aio=threads,sync'), 1):
+    print(f'1..{len(cases)}', flush=True)
+    for number, (cpus, options) in enumerate(cases, 1):
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix='skep-kills-', dir='/var/tmp') as name:
             work = pathlib.Path(name)
             try:
                 initrd(args, work)
-                confirmed = kills(args, work, options)
-                print(f'ok {number} {args.kills} kills{options}: {confirmed} records in {time.monotonic() - began:.0f} s',
+                places = unprivileged.prepare(work, skep=args.skep, kernel=debian.kernel(args.cache, 'cloud-amd64'))
+                places['kernel'].rename(work / 'vmlinuz')
+                confirmed = kills(args, work, cpus, options)
+                print(f'ok {number} {args.kills} kills, {cpus} vCPUs{options}: {confirmed} records in {time.monotonic() - began:.0f} s',
                       flush=True)
             except (Failure, subprocess.TimeoutExpired) as error:
                 failed = True
