@@ -1,158 +1,39 @@
-"""What bench/run measures and how it tells: see docs/PERFORMANCE.md.
+"""What bench/run measures: see docs/PERFORMANCE.md for how, report.py for what becomes of the figures.
 
 One round runs every engine once, one after the other, so that whatever else the machine does meets all of them; a row's
 figure is the median over the rounds, and its ratios are medians of each round's own ratio.
 """
 import argparse
 import json
-import lzma
-import math
 import os
 import re
 import select
 import shutil
-import statistics
-import struct
 import subprocess
 import sys
 import time
-import zlib
+
+import images as image
+import report
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TOP = os.path.dirname(HERE)
 OUT = os.path.join(HERE, "out")
-
-INTEGER = ["loop", "crc", "calls", "qsort", "gzip", "python-loop"]
-NATIVE_LIKE = ["dgemm", "sincos", "simdcopy", "aes-gcm", "sha256"]
-KERNEL = ["syscall", "signal", "pagefault", "mmap", "fork", "exec", "pipe"]
-OTHER = ["chase64k", "chase256m", "stride", "thread", "futex", "timer", "xz", "python-start"]
-GUEST_ROWS = INTEGER + NATIVE_LIKE + ["memcpy", "chase8m"] + KERNEL + ["gcc"] + OTHER + ["scale"]
-PROGRAMS = {"gzip", "xz", "python-start", "python-loop", "gcc", "aes-gcm", "sha256"}
-HOST_ROWS = ["boot-bzimage", "boot-vmlinux", "start", "idle", "rss"]
-
-# row (or "integer", the geometric mean): at most this times native's figure, at most this times QEMU's, or a
-# figure of its own.
-BARS = [("integer", 2.0, 1 / 3, None)]
-BARS += [(row, 1.5, None, None) for row in NATIVE_LIKE]
-BARS += [("memcpy", 1.2, None, None), ("chase8m", 3.0, None, None)]
-BARS += [(row, None, 0.6, None) for row in KERNEL]
-BARS += [("gcc", 3.0, 0.4, None), ("boot", None, 0.4, None), ("start", None, None, 20e6),
-         ("scale", 1 / 0.95, None, None), ("idle", None, None, 1.0), ("rss", None, None, 10.0)]
+WORK = os.path.join(TOP, "build/bench")
+ENGINES = ("native", "soft", "kvm", "qemu")
+GROUPS = {"integer": report.INTEGER, "kernel": report.KERNEL, "boot": ["boot-bzimage", "boot-vmlinux"],
+          "guest": report.GUEST_ROWS, "host": report.HOST_ROWS}
+HELLO = os.path.join(TOP, "build/tests/guests/hello.elf")
+IDLE_SECONDS = 4
 
 
-# ---- the guest image ---------------------------------------------------------------------------------
-
-def libraries(path):
-    """The shared objects that a program of the host loads."""
-    text = subprocess.run(["ldd", path], capture_output=True, text=True).stdout
-    return re.findall(r"(/\S+) \(0x", text)
-
-
-def copy_program(root, path, name):
-    shutil.copy(path, os.path.join(root, "bin", name))
-    for lib in libraries(path):
-        to = os.path.join(root, lib.lstrip("/"))
-        os.makedirs(os.path.dirname(to), exist_ok=True)
-        shutil.copy(lib, to)
-
-
-def source_file(work):
-    """About 5,000 lines of C, preprocessed: functions of loops, tables, switches and structs."""
-    lines = []
-    for i in range(250):
-        lines.append(f"""
-struct s{i} {{ int a[{i % 7 + 3}]; unsigned long b; struct s{i} *next; double d; }};
-static unsigned f{i}(const struct s{i} *s, unsigned n)
-{{
-	unsigned sum = n * {i * 2654435761 % 65521}u;
-	for (; s && n--; s = s->next) {{
-		switch ((s->b + n) % {i % 5 + 4}) {{
-		case 0: sum += s->a[n % {i % 7 + 3}]; break;
-		case 1: sum ^= (unsigned)s->b << {i % 13}; break;
-		case 2: sum -= (unsigned)(s->d * {i}.5); break;
-		default: sum = sum >> 3 | sum << 29;
-		}}
-		for (unsigned k = 0; k < {i % 5 + 2}; k++)
-			sum = sum * 33 + s->a[k % 3];
-	}}
-	return sum;
-}}
-unsigned g{i}(void *p, unsigned n) {{ return f{i}(p, n) + f{max(i - 1, 0)}((void *)((char *)p + 8), n / 2); }}""")
-    with open(work, "w") as f:
-        f.write("\n".join(lines) + "\n")
-
-
-def text_file(path):
-    """4 MB that compress like text: words of a small vocabulary, drawn by a fixed generator."""
-    x, words, size = 1, [], 0
-    while size < 4 << 20:
-        x = (x * 6364136223846793005 + 1442695040888963407) & (1 << 64) - 1
-        words.append(f"word{(x >> 40) % 997 * (x >> 60) % 1009}")
-        size += len(words[-1]) + 1
-    with open(path, "w") as f:
-        f.write(" ".join(words))
-
-
-def make_initrd(root, path):
-    # Not compressed: unpacking is not what is measured.
-    with open(path, "wb") as f:
-        names = subprocess.run(["find", "."], cwd=root, capture_output=True).stdout
-        subprocess.run(["cpio", "--quiet", "-o", "-H", "newc"], cwd=root, input=names, stdout=f, check=True)
-
-
-def make_images(work):
-    """The root directory with everything, its initrd, and the initrd with the benchmark program alone."""
-    root, small = os.path.join(work, "root"), os.path.join(work, "small")
-    for d in (root, small):
-        shutil.rmtree(d, ignore_errors=True)
-        os.makedirs(d)
-    subprocess.run(["gcc", "-O2", "-static", "-pthread", "-o", os.path.join(small, "init"),
-                    os.path.join(HERE, "rows.c"), "-lm"], check=True)
-    for d in ("bin", "data", "tmp", "proc", "dev"):
-        os.makedirs(os.path.join(root, d))
-    shutil.copy(os.path.join(small, "init"), os.path.join(root, "init"))
-    for name in ("gzip", "xz", "openssl"):
-        copy_program(root, shutil.which(name), name)
-    if os.path.exists("/usr/bin/python3"):
-        python = os.path.realpath("/usr/bin/python3")
-        copy_program(root, python, "python3")
-        lib = os.path.join("usr/lib", os.path.basename(python))
-        shutil.copytree(f"/{lib}/encodings", os.path.join(root, lib, "encodings"))
-    cc1 = subprocess.run(["gcc", "-print-prog-name=cc1"], capture_output=True, text=True).stdout.strip()
-    copy_program(root, cc1, "cc1")
-    source_file(os.path.join(root, "data/source.i"))
-    text_file(os.path.join(root, "data/text"))
-    images = {"root": root, "full": os.path.join(work, "full.cpio"), "small": os.path.join(work, "small.cpio")}
-    make_initrd(root, images["full"])
-    make_initrd(small, images["small"])
-    return images
-
-
-def unpack_kernel(bzimage, path):
-    """The vmlinux inside of a bzImage (Documentation/arch/x86/boot.rst, payload_offset)."""
-    data = open(bzimage, "rb").read()
-    setup = (data[0x1f1] or 4) * 512 + 512
-    offset, length = struct.unpack_from("<II", data, 0x248)
-    payload = data[setup + offset:setup + offset + length]
-    if payload[:6] == b"\xfd7zXZ\0":
-        elf = lzma.LZMADecompressor().decompress(payload)
-    elif payload[:2] == b"\x1f\x8b":
-        elf = zlib.decompressobj(31).decompress(payload)
-    else:  # the last four bytes are the size (scripts/Makefile.lib, size_append)
-        tool = "lz4" if payload[:4] == b"\x02!L\x18" else "zstd"
-        elf = subprocess.run([tool, "-dc"], input=payload[:-4], capture_output=True).stdout
-    if elf[:4] != b"\x7fELF":
-        sys.exit("bench: cannot unpack the kernel")
-    with open(path, "wb") as f:
-        f.write(elf)
-
-
-# ---- engines ------------------------------------------------------------------------------------------
+# ---- engines -----------------------------------------------------------------------------------------------------
 
 class Machine:
     """A VM that runs; killed at the end, whatever it did."""
 
     def __init__(self, argv):
+        self.name = argv[-1]
         self.started = time.monotonic()
         self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                         stderr=subprocess.STDOUT)
@@ -164,6 +45,7 @@ class Machine:
     def __exit__(self, *_):
         self.process.kill()
         self.process.wait()
+        self.process.stdout.close()
 
     def until(self, mark, seconds):
         """Seconds from the start until the console shows `mark`, None if it never does."""
@@ -172,9 +54,7 @@ class Machine:
         end = self.started + seconds
         while mark not in self.text:
             left = end - time.monotonic()
-            if left <= 0:
-                return None
-            if not select.select([fd], [], [], left)[0]:
+            if left <= 0 or not select.select([fd], [], [], left)[0]:
                 return None
             got = os.read(fd, 65536)
             if not got:
@@ -183,9 +63,11 @@ class Machine:
         return time.monotonic() - self.started
 
     def cpu_seconds(self):
-        with open(f"/proc/{self.process.pid}/stat") as f:
-            fields = f.read().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        total, tasks = 0, f"/proc/{self.process.pid}/task"
+        for task in os.listdir(tasks):
+            with open(f"{tasks}/{task}/schedstat") as f:
+                total += int(f.read().split()[0])
+        return total / 1e9
 
     def anonymous_mib(self):
         with open(f"/proc/{self.process.pid}/status") as f:
@@ -205,7 +87,10 @@ def qemu(options, cpus, memory, kernel, initrd=None, append=""):
             "-m", str(memory), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-serial", "stdio", "-kernel", kernel]
     if initrd:
-        argv += ["-initrd", initrd, "-append", f"console=ttyS0 quiet panic=-1 {append}"]
+        # This machine has no timer but the PIT to tell the TSC's rate by, and on a busy host Linux does not get that
+        # done, says so and hangs. So it is told; skep's CPUID tells it.
+        argv += ["-initrd", initrd,
+                 "-append", f"console=ttyS0 quiet panic=-1 tsc_early_khz={options.tsc_khz} {append}"]
     return argv
 
 
@@ -213,230 +98,227 @@ def vm(options, engine, *args):
     return qemu(options, *args) if engine == "qemu" else skep(options, engine, *args)
 
 
+def complain(what, machine):
+    print(f"\nbench: {what}; the console's end:\n" + machine.text.decode(errors="replace")[-600:], file=sys.stderr)
+
+
+# ---- rows --------------------------------------------------------------------------------------------------------
+
 def parse_rows(text):
     return {name: float(ns) for name, ns in re.findall(r"ROW (\S+) ([\d.]+)", text) if float(ns) > 0}
 
 
-def run_rows(options, engine, images, rows):
+def native_rows(root, rows, timeout):
+    argv = ["unshare", "-r", "chroot", root, "/init", ",".join(rows)]
+    if os.getuid() == 0:
+        argv = argv[2:]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout)
+    if done.returncode:
+        print(f"\nbench: native: {done.stderr}", file=sys.stderr)
+    return parse_rows(done.stdout)
+
+
+def guest_rows(options, engine, rows, cpus):
+    if not rows:
+        return {}
     if engine == "native":
-        argv = ["unshare", "-r", "chroot", images["root"], "/init", ",".join(rows)]
-        return parse_rows(subprocess.run(argv, capture_output=True, text=True).stdout)
-    with Machine(vm(options, engine, 2, 1536, images["vmlinux"], images["full"],
+        return native_rows(options.images["root"], rows, options.timeout)
+    with Machine(vm(options, engine, cpus, 1536, options.images["vmlinux"], options.images["full"],
                     "bench=" + ",".join(rows))) as m:
         if m.until(b"BENCH-END", options.timeout) is None:
-            print(f"bench: {engine} did not finish its rows; the console's end:\n"
-                  + m.text.decode(errors="replace")[-600:], file=sys.stderr)
+            complain(f"{engine} did not finish its rows", m)
         return parse_rows(m.text.decode(errors="replace"))
 
 
-def boot_ns(options, engine, kernel, images):
-    for _ in range(3):  # QEMU's microvm does not always come up
-        with Machine(vm(options, engine, 1, 256, kernel, images["small"], "bench=sleep")) as m:
-            took = m.until(b"BENCH-INIT", 20)
-            if took:
-                return took * 1e9
-        print(f"({engine} did not boot within 20 s) ", end="", file=sys.stderr)
-    return None
-
-
-def start_ns(options, engine):
-    hello = os.path.join(TOP, "build/tests/guests/hello.elf")
-    with Machine(vm(options, engine, 1, 64, hello)) as m:
-        took = m.until(b"hello", 20)
+def boot_ns(options, engine, kernel):
+    with Machine(vm(options, engine, 1, 256, kernel, options.images["small"], "bench=sleep")) as m:
+        took = m.until(b"BENCH-INIT", 60)
+        if not took:
+            complain(f"{engine} did not boot within 60 s", m)
         return took and took * 1e9
 
 
-def idle_and_rss(options, engine, images):
-    """Per cent of a core that a guest asleep takes, and MiB of anonymous memory (of skep: no guest memory)."""
-    with Machine(vm(options, engine, 1, 256, images["vmlinux"], images["small"], "bench=sleep")) as m:
+def start_ns(options, engine):
+    """Process start to the first output of a tiny guest, the fastest of a few; skep finds its engine itself."""
+    best = None
+    for _ in range(5):
+        with Machine(vm(options, "auto" if engine == "soft" else engine, 1, 64, HELLO)) as m:
+            took = m.until(b"hello", 20)
+            if took:
+                best = min(took * 1e9, best or took * 1e9)
+    return best
+
+
+def cache_tables_mib(options, name):
+    """What the soft engine says that its code cache's metadata takes; 0 for other engines."""
+    text = subprocess.run([os.path.join(os.path.dirname(options.skep), "skepctl"), name, "stats"],
+                          capture_output=True, text=True).stdout
+    found = re.search(r"memory_tables\s+(\d+)", text)
+    return int(found.group(1)) / (1 << 20) if found else 0
+
+
+def idle_and_rss(options, engine):
+    """Per cent of a core that a guest asleep takes, and MiB of anonymous memory: of skep neither guest memory nor code
+    cache are in that, and the code cache's metadata is left out; in QEMU's, guest memory and code are."""
+    with Machine(vm(options, engine, 1, 256, options.images["vmlinux"], options.images["small"], "bench=sleep")) as m:
         if m.until(b"BENCH-INIT", 60) is None:
+            complain(f"{engine} did not boot within 60 s", m)
             return {}
         time.sleep(1)
         cpu, began = m.cpu_seconds(), time.monotonic()
-        time.sleep(5)
+        time.sleep(IDLE_SECONDS)
         idle = (m.cpu_seconds() - cpu) / (time.monotonic() - began) * 100
-        return {"idle": max(idle, 0.01), "rss": m.anonymous_mib()}
+        rss = m.anonymous_mib() - (cache_tables_mib(options, m.name) if engine != "qemu" else 0)
+        return {"idle": max(idle, 0.01), "rss": rss}
 
 
-def host_rows(options, engine, images):
+def two_vms_ns(options, engine):
+    """Two VMs with a CPU each, started at once, that boot and do a fixed piece of work; until both are through."""
+    argv = [vm(options, engine, 1, 256, options.images["vmlinux"], options.images["small"], "bench=work")
+            for _ in range(2)]
+    with Machine(argv[0]) as a, Machine(argv[1]) as b:
+        took = [m.until(b"BENCH-END", options.timeout) for m in (a, b)]
+        return max(took) * 1e9 if all(took) else None
+
+
+def measure(options, engine):
+    """One engine's figures of one round."""
+    rows, cpus = options.rows, 2
+    got = guest_rows(options, engine, [r for r in report.GUEST_ROWS if r in rows], cpus)
+    if "mix4" in rows:
+        got.update(guest_rows(options, engine, ["mix4"], 4))
     if engine == "native":
-        return {}
-    got = {"boot-vmlinux": boot_ns(options, engine, images["vmlinux"], images),
-           "start": start_ns(options, engine)}
-    if engine != "qemu":
-        got["boot-bzimage"] = boot_ns(options, engine, options.kernel, images)
-    if not options.rows:
-        got.update(idle_and_rss(options, engine, images))
+        return got
+    if "boot-bzimage" in rows:
+        got["boot-bzimage"] = boot_ns(options, engine, options.kernel)
+    if "boot-vmlinux" in rows:
+        got["boot-vmlinux"] = boot_ns(options, engine, options.images["vmlinux"])
+    if "start" in rows:
+        got["start"] = start_ns(options, engine)
+    if "idle" in rows or "rss" in rows:
+        got.update(idle_and_rss(options, engine))
+    if "two-vms" in rows:
+        got["two-vms"] = two_vms_ns(options, engine)
     return {row: value for row, value in got.items() if value}
 
 
-# ---- figures ------------------------------------------------------------------------------------------
+# ---- the whole ---------------------------------------------------------------------------------------------------
 
-def paired(rounds, row, a, b):
-    """The ratios a : b of the rounds that have both."""
-    return [r[a][row] / r[b][row] for r in rounds if row in r.get(a, {}) and row in r.get(b, {})]
-
-
-def middle(values):
-    return statistics.median(values) if values else None
-
-
-def summary(rounds, engines):
-    rows = {}
-    for row in GUEST_ROWS + HOST_ROWS:
-        entry = {}
-        for engine in engines:
-            values = [r[engine][row] for r in rounds if row in r.get(engine, {})]
-            if values:
-                entry[engine] = {"median": middle(values), "min": min(values), "max": max(values)}
-        for other in ("native", "qemu"):
-            ratios = paired(rounds, row, "soft", other)
-            if ratios:
-                entry[f"soft/{other}"] = {"median": middle(ratios), "min": min(ratios), "max": max(ratios)}
-        ratios = paired(rounds, row, "qemu", "native")
-        if ratios:
-            entry["qemu/native"] = {"median": middle(ratios)}
-        if entry:
-            rows[row] = entry
-    derive(rows)
-    return rows
-
-
-def derive(rows):
-    """The geometric mean of the integer rows, and the better of the boots."""
-    entry = {}
-    for ratio in ("soft/native", "soft/qemu", "qemu/native"):
-        values = [rows[r][ratio]["median"] for r in INTEGER if ratio in rows.get(r, {})]
-        if values:
-            entry[ratio] = {"median": math.exp(sum(map(math.log, values)) / len(values)), "rows": len(values)}
-    if entry:
-        rows["integer"] = entry
-    ours = [rows[r]["soft"]["median"] for r in ("boot-bzimage", "boot-vmlinux") if "soft" in rows.get(r, {})]
-    if ours and "qemu" in rows.get("boot-vmlinux", {}):
-        theirs = rows["boot-vmlinux"]["qemu"]["median"]
-        rows["boot"] = {"soft": {"median": min(ours)}, "qemu": {"median": theirs},
-                        "soft/qemu": {"median": min(ours) / theirs}}
+def arguments(argv):
+    p = argparse.ArgumentParser(
+        prog="bench/run", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Measures skep's engines beside the host itself and QEMU's TCG; prints a table and leaves\n"
+        "bench/out/result.json and bench/out/chart.svg.",
+        epilog="rows: " + " ".join(report.ROWS) + "\ngroups of rows: " + " ".join(GROUPS))
+    p.add_argument("-r", "--rounds", type=int, default=5, help="every row is measured so often (default: 5)")
+    p.add_argument("-e", "--engines", help="some of native,soft,kvm,qemu (default: all that this host has)")
+    p.add_argument("--kernel", help="a bzImage (default: Debian's cloud kernel, downloaded)")
+    p.add_argument("--skep", default=os.path.join(TOP, "build/skep"), help="another build of skep")
+    p.add_argument("--timeout", type=float, default=600, help="seconds for all rows of one engine (default: 600)")
+    p.add_argument("--show", metavar="FILE", help="measure nothing: table and chart of an earlier result.json")
+    p.add_argument("--check", action="store_true", help=argparse.SUPPRESS)  # bench/run: before it builds
+    p.add_argument("rows", nargs="*", metavar="ROW", help="only these rows, or groups of rows (default: all)")
+    options = p.parse_args(argv)
+    if options.rounds < 1:
+        p.error("--rounds: at least 1")
+    chosen = []
+    for row in options.rows or ["guest", "host"]:
+        if row not in GROUPS and row not in report.ROWS:
+            p.error(f"there is no row '{row}'; bench/run -h lists them")
+        chosen += GROUPS.get(row, [row])
+    options.rows = [r for r in report.ROWS if r in chosen]
+    if options.engines is not None:
+        options.engines = options.engines.split(",")
+        for engine in options.engines:
+            if engine not in ENGINES:
+                p.error(f"there is no engine '{engine}': native, soft, kvm, qemu")
+    return options
 
 
-def verdict(rows, bar):
-    row, native, tcg, absolute = bar
-    entry, texts, met = rows.get(row), [], True
-    if not entry:
-        return "not measured"
-    for limit, ratio in ((native, "soft/native"), (tcg, "soft/qemu")):
-        if limit is None:
-            continue
-        if ratio not in entry:
-            return "not measured"
-        met &= entry[ratio]["median"] <= limit
-        texts.append(f"<= {limit:.2f}x {ratio.split('/')[1]}")
-    if absolute is not None:
-        if "soft" not in entry:
-            return "not measured"
-        met &= entry["soft"]["median"] <= absolute
-        texts.append(f"<= {absolute / 1e6:.0f} ms" if row == "start" else f"<= {absolute:.0f}")
-    return ("met   " if met else "MISSED") + " " + ", ".join(texts)
+def kvm_usable(options):
+    """What `-E auto` finds."""
+    argv = [a for a in skep(options, "auto", 1, 64, HELLO) if a != "-q"]
+    with Machine(argv) as m:
+        m.until(b"hello", 20)
+        return b"engine kvm" in m.text
 
 
-def quantity(row, value):
-    if row in ("idle",):
-        return f"{value:.2f} %"
-    if row in ("rss",):
-        return f"{value:.1f} MiB"
-    if row == "scale":
-        return f"{value / 1000:.3f}"
-    for unit, ns in (("s", 1e9), ("ms", 1e6), ("us", 1e3)):
-        if value >= ns:
-            return f"{value / ns:.3g} {unit}"
-    return f"{value:.3g} ns"
+def prepare(options):
+    os.makedirs(WORK, exist_ok=True)
+    os.makedirs(OUT, exist_ok=True)
+    options.images = image.make_images(WORK)
+    options.images["vmlinux"] = os.path.join(WORK, "vmlinux")
+    image.unpack_kernel(options.kernel, options.images["vmlinux"])
+    options.tsc_khz = round(native_rows(options.images["root"], ["tsc-khz"], 20)["tsc-khz"])
+    if options.engines is None:
+        options.engines = [e for e in ENGINES if e != "kvm" or kvm_usable(options)]
 
 
-def table(rows, engines):
-    bars = {b[0]: b for b in BARS}
-    order = list(bars) + [r for r in rows if r not in bars]
-    lines = [f"{'row':13}" + "".join(f"{e:>11}" for e in engines) +
-             f"{'soft:native':>13}{'(spread)':>14}{'soft:qemu':>11}{'qemu:native':>13}  bar"]
-    for row in order:
-        entry = rows.get(row)
-        if not entry:
-            continue
-        line = f"{row:13}"
-        for engine in engines:
-            line += f"{quantity(row, entry[engine]['median']) if engine in entry else '-':>11}"
-        native = entry.get("soft/native")
-        line += f"{native['median']:12.2f}x" if native else f"{'-':>13}"
-        line += (f"{native['min']:8.2f}-{native['max']:<5.2f}" if native and "min" in native else " " * 14)
-        for ratio, width in (("soft/qemu", 10), ("qemu/native", 12)):
-            line += f"{entry[ratio]['median']:{width}.2f}x" if ratio in entry else f"{'-':>{width + 1}}"
-        lines.append(line + "  " + (verdict(rows, bars[row]) if row in bars else ""))
-    return "\n".join(lines)
+def first_line(path, pattern):
+    with open(path) as f:
+        found = re.search(pattern, f.read())
+        return found.group(1) if found else "?"
 
 
-def chart(rows):
-    """Bars of soft and QEMU against native, on a logarithmic scale."""
-    shown = [r for r in GUEST_ROWS if "soft/native" in rows.get(r, {}) and r != "scale"]
-    left, unit, step = 110, 150, 26
-    height = 60 + step * len(shown)
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{height}" font-family="sans-serif" '
-           'font-size="12">', '<rect width="100%" height="100%" fill="white"/>',
-           f'<text x="{left}" y="16">times native, logarithmic: '
-           '<tspan fill="#2a7">skep soft</tspan>, <tspan fill="#c63">QEMU TCG</tspan></text>']
-    for k, name in enumerate(("1x", "10x", "100x", "1000x")):
-        x = left + unit * (k + 0.5)
-        out.append(f'<line x1="{x}" x2="{x}" y1="36" y2="{height}" stroke="#ccc"/>'
-                   f'<text x="{x}" y="32" text-anchor="middle" fill="#888">{name}</text>')
-    for i, row in enumerate(shown):
-        y = 44 + i * step
-        out.append(f'<text x="{left - 6}" y="{y + 13}" text-anchor="end">{row}</text>')
-        for k, (ratio, colour) in enumerate((("soft/native", "#2a7"), ("qemu/native", "#c63"))):
-            if ratio in rows[row]:
-                value = rows[row][ratio]["median"]
-                width = max(unit * (math.log10(value) + 0.5), 2)
-                out.append(f'<rect x="{left}" y="{y + k * 10}" width="{width:.0f}" height="9" fill="{colour}"/>'
-                           f'<text x="{left + width + 3:.0f}" y="{y + k * 10 + 9}" font-size="9">{value:.2f}</text>')
-    return "\n".join(out + ["</svg>"]) + "\n"
+def run_text(*argv):
+    done = subprocess.run(argv, cwd=TOP, capture_output=True, text=True)
+    return done.stdout.splitlines()[0] if done.returncode == 0 and done.stdout else "?"
 
 
-def cpu_name():
-    with open("/proc/cpuinfo") as f:
-        return re.search(r"model name\s*: (.*)", f.read()).group(1)
+def conditions(options):
+    """What a reader has to know of the machine."""
+    return {"when": time.strftime("%Y-%m-%d %H:%M", time.gmtime()) + " UTC",
+            "cpu": first_line("/proc/cpuinfo", r"model name\s*: (.*)"), "host_cpus": os.cpu_count(),
+            "tsc_khz": options.tsc_khz, "qemu": run_text("qemu-system-x86_64", "--version"),
+            "skep": run_text("git", "describe", "--always", "--dirty"), "kernel": os.path.basename(options.kernel)}
+
+
+def run_rounds(options):
+    rounds, loads = [], []
+    for n in range(options.rounds):
+        print(f"round {n + 1} of {options.rounds}: ", end="", file=sys.stderr, flush=True)
+        result, before = {}, os.getloadavg()[0]
+        for engine in options.engines:
+            began = time.monotonic()
+            print(engine, end=" ", file=sys.stderr, flush=True)
+            result[engine] = measure(options, engine)
+            print(f"({time.monotonic() - began:.0f} s)", end=" ", file=sys.stderr, flush=True)
+        loads.append({"before": round(before, 2), "after": round(os.getloadavg()[0], 2)})
+        print("load average {before} before, {after} after".format(**loads[-1]), file=sys.stderr)
+        rounds.append(result)
+    return rounds, loads
+
+
+def show(result):
+    """The table on stdout, the chart into bench/out."""
+    print(report.table(result["rows"], result["engines"]))
+    caption = "{cpu}, {host_cpus} CPUs; {when}; median of {n} rounds; load average {low:.1f} to {high:.1f}".format(
+        n=len(result["rounds"]), low=min(l["before"] for l in result["loads"]),
+        high=max(l["after"] for l in result["loads"]), **result["conditions"])
+    print(caption)
+    os.makedirs(OUT, exist_ok=True)
+    with open(os.path.join(OUT, "chart.svg"), "w") as f:
+        f.write(report.chart(result["rows"], caption))
 
 
 def main():
-    p = argparse.ArgumentParser(prog="bench/run", description="Measures skep against the host itself and QEMU's TCG.")
-    p.add_argument("--kernel", help="a bzImage (Debian's cloud kernel)")
-    p.add_argument("--skep", default=os.path.join(TOP, "build/skep"))
-    p.add_argument("--rounds", type=int, default=5)
-    p.add_argument("--engines", default="native,soft,qemu", help="native,soft,kvm,qemu")
-    p.add_argument("--rows", help="only these rows of the guest")
-    p.add_argument("--timeout", type=float, default=240, help="seconds for all rows of one engine")
-    p.add_argument("--no-host-rows", action="store_true", help="leave out boot, start, idle and memory")
-    options = p.parse_args()
-    engines = options.engines.split(",")
-    rows = options.rows.split(",") if options.rows else GUEST_ROWS
-    work = os.path.join(TOP, "build/bench")
-    os.makedirs(work, exist_ok=True)
-    os.makedirs(OUT, exist_ok=True)
-    images = make_images(work)
-    images["vmlinux"] = os.path.join(work, "vmlinux")
-    unpack_kernel(options.kernel, images["vmlinux"])
-    rounds = []
-    for n in range(options.rounds):
-        print(f"round {n + 1} of {options.rounds}: ", end="", file=sys.stderr, flush=True)
-        result = {}
-        for engine in engines:
-            print(engine, end=" ", file=sys.stderr, flush=True)
-            result[engine] = run_rows(options, engine, images, rows)
-            if not options.no_host_rows:
-                result[engine].update(host_rows(options, engine, images))
-        print(file=sys.stderr)
-        rounds.append(result)
-    figures = summary(rounds, engines)
-    print(table(figures, engines))
+    options = arguments(sys.argv[1:])
+    if options.check:
+        return
+    if options.show:
+        with open(options.show) as f:
+            result = json.load(f)
+        result["rows"] = report.summary(result["rounds"], result["engines"])
+        return show(result)
+    if not options.kernel or not shutil.which("qemu-system-x86_64"):
+        sys.exit("bench: to be started as bench/run, which fetches what is needed")
+    prepare(options)
+    rounds, loads = run_rounds(options)
+    result = {"conditions": conditions(options), "loads": loads, "engines": options.engines, "rounds": rounds,
+              "rows": report.summary(rounds, options.engines)}
     with open(os.path.join(OUT, "result.json"), "w") as f:
-        json.dump({"cpu": cpu_name(), "host_cpus": os.cpu_count(), "rounds": rounds, "rows": figures}, f, indent=1)
-    with open(os.path.join(OUT, "chart.svg"), "w") as f:
-        f.write(chart(figures))
+        json.dump(result, f, indent=1)
+    show(result)
 
 
 if __name__ == "__main__":
