@@ -30,16 +30,12 @@ def copy_python(root):
     """The interpreter and the modules that it loads to start."""
     python = os.path.realpath("/usr/bin/python3")
     copy_program(root, python, "python3")
-    code = "import sys; print(*(m.__file__ for m in sys.modules.values() if getattr(m, '__file__', None)))"
+    code = "import sys; print(*(getattr(m, a, '') or '' for m in sys.modules.values() for a in ('__file__', '__cached__')))"
     for path in subprocess.run([python, "-c", code], capture_output=True, text=True).stdout.split():
-        if path.startswith("/usr/lib/python"):
-            directory, name = os.path.split(path)
-            to = os.path.join(root, directory.lstrip("/"))
-            os.makedirs(os.path.join(to, "__pycache__"), exist_ok=True)
+        if path.startswith("/usr/lib/python") and os.path.exists(path):
+            to = os.path.join(root, path.lstrip("/"))
+            os.makedirs(os.path.dirname(to), exist_ok=True)
             shutil.copy(path, to)
-            cached = f"__pycache__/{name[:-3]}.{sys.implementation.cache_tag}.pyc"
-            if os.path.exists(os.path.join(directory, cached)):
-                shutil.copy(os.path.join(directory, cached), os.path.join(to, cached))
     lib = os.path.join("usr/lib", os.path.basename(python))
     shutil.copytree(f"/{lib}/encodings", os.path.join(root, lib, "encodings"), dirs_exist_ok=True)
     # What it looks for to know its prefix.

@@ -101,6 +101,7 @@ struct soft_vm {
 	uint64_t page_attr_size;
 	unsigned maxphyaddr;		 /* as CPUID shows */
 	struct soft_trace *trace;	 /* soft.trace=FILE, or NULL */
+	struct soft_profile *profile;	 /* profile.h, or NULL */
 	struct translation *translation; /* the translator's workspace, under `lock` */
 	bool isa[ISA_SETS];		 /* which instructions the CPU model shows: native.h */
 	bool sha_aligned; /* this CPU wants SHA's operands aligned: Intel's, AMD's does not */

@@ -12,6 +12,7 @@
 #include <sys/mman.h>
 
 #include "engine/soft/lapic.h"
+#include "engine/soft/profile.h"
 #include "engine/soft/tlb.h"
 #include "engine/soft/trace.h"
 #include "engine/soft/translate.h"
@@ -32,6 +33,15 @@ static int soft_probe(const char **why, struct error *err)
 	if (!__get_cpuid_count(13, 1, &a, &b, &c, &d) || !(a & 1))
 		return error_set(err, ENOTSUP, "the soft engine needs XSAVEOPT");
 	return 0;
+}
+
+static int soft_open_profile(struct vm *vm, struct soft_vm *svm, struct error *err)
+{
+	bool map;
+	int ret = config_get_bool(vm->config, "soft.perfmap", false, &map, err);
+
+	return ret ? ret
+		   : profile_open(&svm->profile, config_get(vm->config, "soft.profile"), map, err);
 }
 
 static int soft_open_cache(struct vm *vm, struct soft_vm *svm, struct error *err)
@@ -66,6 +76,7 @@ static void soft_vm_destroy(struct vm *vm)
 		return;
 	cache_fini(svm);
 	trace_close(svm->trace);
+	profile_close(svm->profile);
 	if (svm->page_attr)
 		munmap((void *)svm->page_attr, svm->page_attr_size);
 	free(svm->translation);
@@ -94,6 +105,8 @@ static int soft_vm_create(struct vm *vm, struct error *err)
 	svm->ncpus = vm->topology.cpus;
 	soft_lock_init(&svm->lock);
 	ret = soft_open_cache(vm, svm, err);
+	if (!ret)
+		ret = soft_open_profile(vm, svm, err);
 	if (!ret && fault_install())
 		ret = error_set(err, EINVAL, "cannot handle SIGSEGV: %s", strerror(errno));
 	if (ret)
@@ -229,6 +242,7 @@ static void soft_vcpu_destroy(struct vcpu *vcpu)
 		return;
 	svm = cpu->svm;
 	svm->cpu[vcpu->index] = NULL;
+	profile_thread_leave(cpu);
 	fault_thread_leave();
 	lapic_destroy(cpu);
 	soft_tlb_fini(cpu);
@@ -277,6 +291,8 @@ static int soft_vcpu_create(struct vcpu *vcpu, struct error *err)
 		ret = lapic_create(cpu);
 	if (!ret)
 		ret = fault_thread_enter(cpu);
+	if (!ret)
+		ret = profile_thread_enter(cpu);
 	if (ret) {
 		soft_vcpu_destroy(vcpu);
 		return error_set(err, -ret, "cannot make vCPU %u: %s", vcpu->index, strerror(-ret));

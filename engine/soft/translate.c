@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "engine/soft/native.h"
+#include "engine/soft/profile.h"
 #include "engine/soft/q_lock.h"
 #include "engine/soft/trace.h"
 #include "vmm/vm.h"
@@ -434,5 +435,7 @@ struct soft_block *soft_translate(struct soft_cpu *cpu, const struct block_key *
 	atomic_fetch_add(&svm->n_translated, 1);
 	if (svm->trace)
 		trace_block(svm, block, t->insns, t->ninsns);
+	if (svm->profile)
+		profile_block(cpu, block);
 	return block;
 }

@@ -182,6 +182,51 @@ class Control(cli.SkepTest):
         self.assertIn('inout', result.stderr)
 
 
+class Profile(cli.SkepTest):
+    """What the soft engine tells those who look for hot code."""
+
+    def setUp(self):
+        if cli.Paths.engine != 'soft':
+            self.skipTest('the soft engine\'s')
+        super().setUp()
+
+    def spin(self, *options):
+        return self.start('-q', '-l', 'com1,stdio', *options, '--kernel', self.guest('spin.elf'), 'vm0')
+
+    def test_profile_shows_the_hot_block(self):
+        vm = self.spin('-o', f'soft.profile={self.dir}/profile')
+        self.assertEqual(vm.wait(cli.WAIT), POWEROFF)
+        self.assertEqual(vm.stdout.read(), b'spun\n')
+        first, _, hottest, *_ = (self.dir / 'profile').read_text().splitlines()
+        samples, user, kernel = re.match(
+            r'# (\d+) samples: ([\d.]+) % in translated user code, ([\d.]+) % in translated kernel code', first).groups()
+        self.assertGreater(int(samples), 5)
+        self.assertEqual(float(user), 0)
+        self.assertGreater(float(kernel), 50)
+        _, share, cpl, rip, gpa, *_ = hottest.split()
+        self.assertGreater(float(share), 50)
+        self.assertEqual((cpl, rip), ('0', gpa))
+        self.assertTrue(0x100000 < int(rip, 16) < 0x140000, rip)
+
+    def test_map_for_perf(self):
+        vm = self.spin('-o', 'soft.perfmap=true')
+        path = pathlib.Path(f'/tmp/perf-{vm.pid}.map')
+        self.addCleanup(lambda: path.unlink(missing_ok=True))
+        self.assertEqual(vm.wait(cli.WAIT), POWEROFF)
+        lines = path.read_text().splitlines()
+        self.assertGreater(len(lines), 10)
+        end = 0
+        for line in lines:
+            start, size, _ = re.fullmatch(r'([0-9a-f]+) ([0-9a-f]+) kernel (0x[0-9a-f]+)', line).groups()
+            self.assertGreaterEqual(int(start, 16), end, 'blocks lie behind each other')
+            end = int(start, 16) + int(size, 16)
+
+    def test_refused(self):
+        self.refused(['-E', 'soft', '-o', 'soft.profile=/nonexistent/file', cli.KERNEL, 'vm0'],
+                     ['soft.profile', '/nonexistent/file'])
+        self.refused(['-E', 'soft', '-o', 'soft.perfmap=perhaps', cli.KERNEL, 'vm0'], ['soft.perfmap', 'perhaps'])
+
+
 class Refusals(cli.SkepTest):
     """Those that take an engine to find; the others are in refusals.py."""
 
