@@ -46,7 +46,7 @@ def copy_python(root):
 def source_file(path):
     """About 5,000 lines of C, preprocessed: functions of loops, tables, switches and structs."""
     lines = []
-    for i in range(250):
+    for i in range(280):
         lines.append(f"""
 struct s{i} {{ int a[{i % 7 + 3}]; unsigned long b; struct s{i} *next; double d; }};
 static unsigned f{i}(const struct s{i} *s, unsigned n)

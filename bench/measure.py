@@ -216,6 +216,7 @@ def arguments(argv):
     p.add_argument("--skep", default=os.path.join(TOP, "build/skep"), help="another build of skep")
     p.add_argument("--timeout", type=float, default=600, help="seconds for all rows of one engine (default: 600)")
     p.add_argument("--show", metavar="FILE", help="measure nothing: table and chart of an earlier result.json")
+    p.add_argument("--chart", default=os.path.join(OUT, "chart.svg"), help="where the chart goes (default: bench/out)")
     p.add_argument("--check", action="store_true", help=argparse.SUPPRESS)  # bench/run: before it builds
     p.add_argument("rows", nargs="*", metavar="ROW", help="only these rows, or groups of rows (default: all)")
     options = p.parse_args(argv)
@@ -289,15 +290,15 @@ def run_rounds(options):
     return rounds, loads
 
 
-def show(result):
-    """The table on stdout, the chart into bench/out."""
+def show(result, chart):
+    """The table on stdout, the chart into a file."""
     print(report.table(result["rows"], result["engines"]))
-    caption = "{cpu}, {host_cpus} CPUs; {when}; median of {n} rounds; load average {low:.1f} to {high:.1f}".format(
-        n=len(result["rounds"]), low=min(l["before"] for l in result["loads"]),
+    n = len(result["rounds"])
+    caption = "{cpu}, {host_cpus} CPUs; {when}; median of {n}; load average {low:.1f} to {high:.1f}".format(
+        n=f"{n} rounds" if n > 1 else "1 round", low=min(l["before"] for l in result["loads"]),
         high=max(l["after"] for l in result["loads"]), **result["conditions"])
     print(caption)
-    os.makedirs(OUT, exist_ok=True)
-    with open(os.path.join(OUT, "chart.svg"), "w") as f:
+    with open(chart, "w") as f:
         f.write(report.chart(result["rows"], caption))
 
 
@@ -309,7 +310,7 @@ def main():
         with open(options.show) as f:
             result = json.load(f)
         result["rows"] = report.summary(result["rounds"], result["engines"])
-        return show(result)
+        return show(result, options.chart)
     if not options.kernel or not shutil.which("qemu-system-x86_64"):
         sys.exit("bench: to be started as bench/run, which fetches what is needed")
     prepare(options)
@@ -318,7 +319,7 @@ def main():
               "rows": report.summary(rounds, options.engines)}
     with open(os.path.join(OUT, "result.json"), "w") as f:
         json.dump(result, f, indent=1)
-    show(result)
+    show(result, options.chart)
 
 
 if __name__ == "__main__":
