@@ -211,6 +211,7 @@ def arguments(argv):
         "bench/out/result.json and bench/out/chart.svg.",
         epilog="rows: " + " ".join(report.ROWS) + "\ngroups of rows: " + " ".join(GROUPS))
     p.add_argument("-r", "--rounds", type=int, default=5, help="every row is measured so often (default: 5)")
+    p.add_argument("--minutes", type=float, default=60, help="no new round after so many (default: 60)")
     p.add_argument("-e", "--engines", help="some of native,soft,kvm,qemu (default: all that this host has)")
     p.add_argument("--kernel", help="a bzImage (default: Debian's cloud kernel, downloaded)")
     p.add_argument("--skep", default=os.path.join(TOP, "build/skep"), help="another build of skep")
@@ -274,9 +275,21 @@ def conditions(options):
             "skep": run_text("git", "describe", "--always", "--dirty"), "kernel": os.path.basename(options.kernel)}
 
 
+def save(options, rounds, loads):
+    result = {"conditions": conditions(options), "loads": loads, "engines": options.engines, "rounds": rounds,
+              "rows": report.summary(rounds, options.engines)}
+    with open(os.path.join(OUT, "result.json"), "w") as f:
+        json.dump(result, f, indent=1)
+    return result
+
+
 def run_rounds(options):
-    rounds, loads = [], []
+    """The result, saved after each round: a run that is interrupted leaves those that it did."""
+    rounds, loads, end = [], [], time.monotonic() + options.minutes * 60
     for n in range(options.rounds):
+        if rounds and time.monotonic() > end:
+            print(f"no time for more than {n} rounds", file=sys.stderr)
+            break
         print(f"round {n + 1} of {options.rounds}: ", end="", file=sys.stderr, flush=True)
         result, before = {}, os.getloadavg()[0]
         for engine in options.engines:
@@ -287,7 +300,8 @@ def run_rounds(options):
         loads.append({"before": round(before, 2), "after": round(os.getloadavg()[0], 2)})
         print("load average {before} before, {after} after".format(**loads[-1]), file=sys.stderr)
         rounds.append(result)
-    return rounds, loads
+        saved = save(options, rounds, loads)
+    return saved
 
 
 def show(result, chart):
@@ -314,12 +328,7 @@ def main():
     if not options.kernel or not shutil.which("qemu-system-x86_64"):
         sys.exit("bench: to be started as bench/run, which fetches what is needed")
     prepare(options)
-    rounds, loads = run_rounds(options)
-    result = {"conditions": conditions(options), "loads": loads, "engines": options.engines, "rounds": rounds,
-              "rows": report.summary(rounds, options.engines)}
-    with open(os.path.join(OUT, "result.json"), "w") as f:
-        json.dump(result, f, indent=1)
-    show(result, options.chart)
+    show(run_rounds(options), options.chart)
 
 
 if __name__ == "__main__":
