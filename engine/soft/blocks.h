@@ -17,7 +17,6 @@ struct soft_cache {
 	struct soft_block **blocks; /* every block of this filling, by ascending code offset */
 	uint32_t blocks_max;
 	_Atomic uint32_t nblocks;
-	int fd;
 };
 
 unsigned block_hash(const struct block_key *key);

@@ -21,14 +21,19 @@ static void *reserve(uint64_t size)
 	return p == MAP_FAILED ? NULL : p;
 }
 
-static int code_map(struct soft_vm *svm, struct soft_cache *cache, struct error *err)
+/*
+ * One piece of shared memory mapped twice: mremap(2) of 0 bytes makes another mapping of the same pages. Not a memfd: for
+ * perf(1) that is a file, whose symbols it looks for in the file and never in perf-PID.map.
+ */
+static int code_map(struct soft_vm *svm, struct error *err)
 {
-	cache->fd = memfd_create("skep-code", MFD_CLOEXEC);
-	if (cache->fd < 0 || ftruncate(cache->fd, (off_t)svm->code_size))
+	svm->code_rw = mmap(NULL, svm->code_size, PROT_READ | PROT_WRITE,
+			    MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (svm->code_rw == MAP_FAILED)
 		return error_set(err, errno, "no memory for the code cache: %s", strerror(errno));
-	svm->code_rw = mmap(NULL, svm->code_size, PROT_READ | PROT_WRITE, MAP_SHARED, cache->fd, 0);
-	svm->code_rx = mmap(NULL, svm->code_size, PROT_READ | PROT_EXEC, MAP_SHARED, cache->fd, 0);
-	if (svm->code_rw == MAP_FAILED || svm->code_rx == MAP_FAILED)
+	svm->code_rx = mremap(svm->code_rw, 0, svm->code_size, MREMAP_MAYMOVE);
+	if (svm->code_rx == MAP_FAILED ||
+	    mprotect(svm->code_rx, svm->code_size, PROT_READ | PROT_EXEC))
 		return error_set(err, errno, "cannot map the code cache: %s%s", strerror(errno),
 				 errno == EPERM || errno == EACCES
 					 ? " (this host forbids executable shared memory)"
@@ -45,9 +50,8 @@ int cache_init(struct soft_vm *svm, uint64_t size, struct error *err)
 		return error_set(err, ENOMEM, "out of memory");
 	svm->cache = cache;
 	svm->code_size = size;
-	cache->fd = -1;
 	svm->code_rw = svm->code_rx = MAP_FAILED;
-	ret = code_map(svm, cache, err);
+	ret = code_map(svm, err);
 	if (ret)
 		return ret;
 	cache->meta_size = size * META_FACTOR;
@@ -79,8 +83,6 @@ void cache_fini(struct soft_vm *svm)
 		munmap(svm->code_rw, svm->code_size);
 	if (svm->code_rx != MAP_FAILED)
 		munmap(svm->code_rx, svm->code_size);
-	if (cache->fd >= 0)
-		close(cache->fd);
 	if (cache->meta)
 		munmap(cache->meta, cache->meta_size);
 	if (cache->blocks)

@@ -1,7 +1,7 @@
 /*
  * Translated code: its memory, the table of blocks, and what keeps it true to the guest's bytes.
  *
- * One cache a VM, shared by its vCPUs. Code memory is one memfd mapped twice: written through `rw`,
+ * One cache a VM, shared by its vCPUs. Code memory is shared memory mapped twice: written through `rw`,
  * executed through `rx` (W^X). When it is full everything is thrown away at a safepoint.
  *
  * Threads: translation, insertion and invalidation run under svm->lock; look-up (block_find) takes no

@@ -196,7 +196,7 @@ class Profile(cli.SkepTest):
     def test_profile_shows_the_hot_block(self):
         vm = self.spin('-o', f'soft.profile={self.dir}/profile')
         self.assertEqual(vm.wait(cli.WAIT), POWEROFF)
-        self.assertEqual(vm.stdout.read(), b'spun\n')
+        self.assertEqual(vm.stdout.read(), b'spinning\nspun\n')
         first, _, hottest, *_ = (self.dir / 'profile').read_text().splitlines()
         samples, user, kernel = re.match(
             r'# (\d+) samples: ([\d.]+) % in translated user code, ([\d.]+) % in translated kernel code', first).groups()
@@ -212,6 +212,9 @@ class Profile(cli.SkepTest):
         vm = self.spin('-o', 'soft.perfmap=true')
         path = pathlib.Path(f'/tmp/perf-{vm.pid}.map')
         self.addCleanup(lambda: path.unlink(missing_ok=True))
+        self.read_until(vm.stdout, b'spinning')
+        executable = re.findall(r'r-xs .* (/\S+)', pathlib.Path(f'/proc/{vm.pid}/maps').read_text())
+        self.assertEqual(executable, ['/dev/zero'], 'what perf takes for memory without a file')
         self.assertEqual(vm.wait(cli.WAIT), POWEROFF)
         lines = path.read_text().splitlines()
         self.assertGreater(len(lines), 10)

@@ -1,6 +1,7 @@
 ; Nearly all of its time is in one small block: what a profile must show.
 %include "guest64.inc"
-main:	mov ecx, 200000000
+main:	PRINT {"spinning", 10}
+	mov ecx, 200000000
 .spin:	dec ecx
 	jnz .spin
 	PRINT {"spun", 10}
