@@ -3,6 +3,7 @@
  */
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
@@ -11,12 +12,15 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
-#include "backend/net/net.h"
+#include "backend/net/internal.h"
+#include "backend/net/slirp_confine.h"
 
 #define PATIENCE 20 /* seconds */
 
@@ -294,6 +298,66 @@ static void test_hostfwd(void **state)
 	close(client);
 }
 
+/* A system call of a process that is confined as slirp's is: 0, its errno, or -SIGNAL that it died of. */
+static int confined(long call, long a, long b, long c)
+{
+	pid_t child = fork();
+	int status;
+
+	if (child == 0) {
+		if (slirp_confine() != 0)
+			_exit(255);
+		_exit(syscall(call, a, b, c, 0, -1, 0) < 0 ? errno : 0);
+	}
+	assert_int_equal(waitpid(child, &status, 0), child);
+	return WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+static void test_confined(void **state)
+{
+	static const char *const argv[] = {"/bin/true", NULL};
+	long path = (long)"/etc/passwd", here = (long)"skep-must-not-be";
+
+	(void)state;
+	assert_int_equal(confined(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC), 0);
+	assert_int_equal(confined(SYS_socket, AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), 0);
+	assert_int_equal(confined(SYS_socket, AF_INET6, SOCK_DGRAM, 0), 0);
+	assert_int_equal(confined(SYS_mmap, 0, 4096, 3), EBADF);
+
+	assert_int_equal(confined(SYS_execve, (long)argv[0], (long)argv, 0), -SIGSYS);
+	assert_int_equal(confined(SYS_openat, AT_FDCWD, path, O_RDWR), -SIGSYS);
+	assert_int_equal(confined(SYS_openat, AT_FDCWD, path, O_RDONLY | O_TRUNC), -SIGSYS);
+	assert_int_equal(confined(SYS_openat, AT_FDCWD, here, O_RDONLY | O_CREAT), -SIGSYS);
+	assert_int_equal(confined(SYS_openat, AT_FDCWD, (long)"/tmp", O_TMPFILE | O_RDWR), -SIGSYS);
+	assert_int_equal(confined(SYS_socket, AF_UNIX, SOCK_STREAM, 0), -SIGSYS);
+	assert_int_equal(confined(SYS_socket, AF_NETLINK, SOCK_RAW, 0), -SIGSYS);
+	assert_int_equal(confined(SYS_mmap, 0, 4096, 7), -SIGSYS);
+	assert_int_equal(confined(SYS_ptrace, 16, getppid(), 0), -SIGSYS);
+	assert_int_equal(confined(SYS_kill, getpid(), 0, 0), -SIGSYS);
+	assert_int_equal(confined(SYS_fork, 0, 0, 0), -SIGSYS);
+	assert_int_equal(confined(SYS_unlink, here, 0, 0), -SIGSYS);
+	assert_int_equal(confined(SYS_openat | 0x40000000, AT_FDCWD, path, O_RDONLY), -SIGSYS);
+}
+
+/* The process that serves is confined, whatever it may be asked for afterwards. */
+static void test_slirp_confined(void **state)
+{
+	struct machine *m = *state;
+	char path[64], line[128];
+	unsigned found = 0;
+	FILE *file;
+
+	open_ok(m, 0, "slirp");
+	snprintf(path, sizeof(path), "/proc/%d/status", m->end[0].net->child);
+	file = fopen(path, "r");
+	assert_non_null(file);
+	while (fgets(line, sizeof(line), file) != NULL)
+		found += strcmp(line, "Seccomp:\t2\n") == 0 ||
+			 strcmp(line, "NoNewPrivs:\t1\n") == 0;
+	fclose(file);
+	assert_int_equal(found, 2);
+}
+
 static void test_refusals(void **state)
 {
 	struct machine *m = *state;
@@ -312,6 +376,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_bad_stream, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_slirp, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_hostfwd, setup, teardown),
+		cmocka_unit_test(test_confined),
+		cmocka_unit_test_setup_teardown(test_slirp_confined, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_refusals, setup, teardown),
 	};
 
