@@ -30,6 +30,10 @@ struct net {
 	int fd;		      /* -1: nobody is connected */
 	struct loop_fd node;
 	bool want_read, want_write;
+	/* The other side takes nothing: a timer (timerfd) runs while frames wait, and when it has run out they are dropped. */
+	int timer;
+	struct loop_fd timer_node;
+	bool stalled;
 	pid_t child; /* slirp's process; 0: none */
 	/* listen */
 	int listener;

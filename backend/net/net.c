@@ -5,9 +5,11 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -30,30 +32,93 @@ static int attach(struct net *net, int fd)
 	uint32_t events = net->want_read ? EPOLLIN : 0;
 
 	net->fd = fd;
-	net->want_write = false;
+	net->want_write = net->stalled = false;
 	return loop_fd_add(net->loop, &net->node, fd, events, on_event, net);
+}
+
+/* While frames wait. Under the lock. */
+static void run_timer(struct net *net, bool on)
+{
+	struct itimerspec spec = {0};
+
+	if (on) {
+		spec.it_value.tv_sec = NET_STALL_MS / 1000;
+		spec.it_value.tv_nsec = NET_STALL_MS % 1000 * 1000000;
+	}
+	timerfd_settime(net->timer, 0, &spec, NULL);
+}
+
+/* Frames have waited for too long: the guest shall not wait with them. */
+static void on_timer(void *arg, uint32_t events)
+{
+	struct net *net = arg;
+	uint64_t times;
+	bool stalls;
+
+	(void)events;
+	if (read(net->timer, &times, sizeof(times)) < 0)
+		return;
+	pthread_mutex_lock(&net->lock);
+	stalls = net->fd >= 0 && net->want_write && !net->stalled;
+	net->stalled |= stalls;
+	pthread_mutex_unlock(&net->lock);
+	if (!stalls)
+		return;
+	log_guest(net->log, LOG_WARN,
+		  "%s: the other side has taken no frame for %u ms; what the guest sends is "
+		  "dropped until it does",
+		  net->name, NET_STALL_MS);
+	net->events.on_writable(net->events.arg);
+}
+
+/* Slirp's process has closed its socket, which it does not do while it lives. How it ended, as text. */
+static void reap_child(struct net *net, char *text, size_t size)
+{
+	int status = 0;
+	pid_t got = 0;
+
+	for (unsigned i = 0; i < 50 && got == 0; i++) {
+		got = waitpid(net->child, &status, WNOHANG);
+		if (got == 0)
+			usleep(2000);
+	}
+	if (got == 0) {
+		snprintf(text, size, "its process hangs");
+		return;
+	}
+	net->child = 0;
+	if (WIFSIGNALED(status) && WTERMSIG(status) == SIGSYS)
+		snprintf(text, size, "its process made a system call that its filter forbids");
+	else if (WIFSIGNALED(status))
+		snprintf(text, size, "its process was ended by signal %d (%s)", WTERMSIG(status),
+			 strsignal(WTERMSIG(status)));
+	else
+		snprintf(text, size, "its process ended with status %d", WEXITSTATUS(status));
 }
 
 /* The other side is gone. On the loop thread. */
 static void detach(struct net *net)
 {
+	char text[128] = "the other side has gone";
+
 	pthread_mutex_lock(&net->lock);
 	loop_fd_del(&net->node);
 	close(net->fd);
 	net->fd = -1;
 	pthread_mutex_unlock(&net->lock);
-	log_warn(net->log, "%s: %s", net->name,
-		 net->child > 0 ? "its process ended; the guest has no network any more"
-				: "the other side has gone");
-	if (net->events.on_writable != NULL)
-		net->events.on_writable(
-			net->events.arg); /* frames are lost from now on, not kept */
+	if (net->child > 0)
+		reap_child(net, text, sizeof(text));
+	log_warn(net->log, "%s: %s; the guest's link is down%s", net->name, text,
+		 net->listener >= 0 ? " until another comes" : "");
+	net->events.on_link(net->events.arg, false);
+	/* Frames are lost from now on, not kept. */
+	net->events.on_writable(net->events.arg);
 }
 
 static void on_event(void *arg, uint32_t events)
 {
 	struct net *net = arg;
-	bool readable, writable = false;
+	bool readable, writable = false, again = false;
 	char byte;
 
 	/* Hanging up is told even when nobody wants to read; what came before it is still to be had. */
@@ -66,11 +131,16 @@ static void on_event(void *arg, uint32_t events)
 	readable = net->want_read && (events & EPOLLIN);
 	if (events & EPOLLOUT) {
 		writable = net->want_write && (net->kind != &net_stream || stream_push(net));
-		if (writable)
-			net->want_write = false;
+		if (writable) {
+			again = net->stalled;
+			net->want_write = net->stalled = false;
+			run_timer(net, false);
+		}
 		update_events(net);
 	}
 	pthread_mutex_unlock(&net->lock);
+	if (again)
+		log_guest(net->log, LOG_WARN, "%s: the other side takes frames again", net->name);
 	if (writable)
 		net->events.on_writable(net->events.arg);
 	if (readable)
@@ -81,6 +151,7 @@ static void on_event(void *arg, uint32_t events)
 static void on_connection(void *arg, uint32_t events)
 {
 	struct net *net = arg;
+	bool up = false;
 	int fd;
 
 	(void)events;
@@ -96,8 +167,11 @@ static void on_connection(void *arg, uint32_t events)
 			close(fd);
 			net->fd = -1;
 		}
+		up = net->fd >= 0;
 	}
 	pthread_mutex_unlock(&net->lock);
+	if (up)
+		net->events.on_link(net->events.arg, true);
 }
 
 static int open_kind(struct net *net, struct config *node, struct error *err)
@@ -140,7 +214,11 @@ int net_open(struct net **out, struct config *node, struct loop *loop, struct lo
 	net->log = log;
 	net->events = *events;
 	pthread_mutex_init(&net->lock, NULL);
-	rc = open_kind(net, node, err);
+	net->timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+	rc = net->timer < 0 ? error_set(err, errno, "timerfd: %s", strerror(errno))
+			    : open_kind(net, node, err);
+	if (rc == 0)
+		rc = loop_fd_add(loop, &net->timer_node, net->timer, EPOLLIN, on_timer, net);
 	if (rc == 0 && net->fd >= 0)
 		rc = attach(net, net->fd);
 	if (rc == 0 && net->listener >= 0)
@@ -172,6 +250,9 @@ void net_close(struct net *net)
 		return;
 	loop_fd_del(&net->listener_node);
 	loop_fd_del(&net->node);
+	loop_fd_del(&net->timer_node);
+	if (net->timer >= 0)
+		close(net->timer);
 	if (net->listener >= 0) {
 		close(net->listener);
 		unlink(net->path);
@@ -203,13 +284,26 @@ int net_send(struct net *net, const struct iovec *iov, unsigned iovs)
 	pthread_mutex_lock(&net->lock);
 	if (net->fd >= 0)
 		n = net->kind->send(net, iov, iovs, length);
-	if (n == -EAGAIN) {
+	if (n == -EAGAIN && !net->want_write) {
 		net->want_write = true;
 		update_events(net);
+		run_timer(net, true);
 	}
+	if (net->stalled)
+		n = 0;
 	pthread_mutex_unlock(&net->lock);
 	/* Any other error is a frame that got lost: an interface that is down, a process that ended. */
 	return n == -EAGAIN ? -EAGAIN : 0;
+}
+
+bool net_link(struct net *net)
+{
+	bool up;
+
+	pthread_mutex_lock(&net->lock);
+	up = net->fd >= 0;
+	pthread_mutex_unlock(&net->lock);
+	return up;
 }
 
 size_t net_receive(struct net *net, void *frame, size_t size)

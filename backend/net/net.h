@@ -41,8 +41,10 @@ struct net;
 struct net_events {
 	/* There are frames to receive; only while net_receive_enable() is on. */
 	void (*on_readable)(void *arg);
-	/* After net_send() gave -EAGAIN: there is room again. */
+	/* After net_send() gave -EAGAIN: there is room again, or frames are dropped from now on. */
 	void (*on_writable)(void *arg);
+	/* Somebody is at the other end now, or nobody is any more. */
+	void (*on_link)(void *arg, bool up);
 	void *arg;
 };
 
@@ -53,10 +55,13 @@ int net_open(struct net **out, struct config *node, struct loop *loop, struct lo
 /* No callback afterwards. On the loop thread or while the loop does not run, not under the device's lock. NULL is allowed. */
 void net_close(struct net *net);
 
-/* Sends one frame, all of it or nothing. 0: sent, or lost as networks lose frames (nobody is connected); -EAGAIN: not
- * now, on_writable will tell; -EMSGSIZE: shorter than NET_FRAME_MIN or longer than NET_FRAME_MAX, or in more than
+/* Is there somebody at the other end? on_link tells of changes. */
+bool net_link(struct net *net);
+/* Sends one frame, all of it or nothing. 0: sent, or lost as networks lose frames (nobody is connected, or whoever is has
+ * taken nothing for NET_STALL_MS, of which a line tells); -EAGAIN: not now, on_writable will tell; -EMSGSIZE: shorter than NET_FRAME_MIN or longer than NET_FRAME_MAX, or in more than
  * NET_IOVS parts. */
 #define NET_IOVS 136
+#define NET_STALL_MS 2000
 int net_send(struct net *net, const struct iovec *iov, unsigned iovs);
 /* Takes one frame into `frame` of `size` >= NET_FRAME_MAX bytes and returns its length; 0: there is none now. */
 size_t net_receive(struct net *net, void *frame, size_t size);

@@ -100,6 +100,21 @@ static void on_writable(void *arg)
 	kick(arg, TX_QUEUE);
 }
 
+/* 5.1.4: the status in the configuration, for drivers that look at it. */
+static void on_link(void *arg, bool up)
+{
+	struct virtio_net *nic = arg;
+
+	pthread_mutex_lock(&nic->alive_lock);
+	if (nic->alive) {
+		pthread_mutex_lock(&nic->dev.device.lock);
+		nic->dev.config[MAC_LEN] = up ? LINK_UP : 0;
+		virtio_config_changed(&nic->dev);
+		pthread_mutex_unlock(&nic->dev.device.lock);
+	}
+	pthread_mutex_unlock(&nic->alive_lock);
+}
+
 static bool in_table(const uint8_t *table, unsigned n, const uint8_t *mac)
 {
 	for (unsigned i = 0; i < n; i++) {
@@ -485,7 +500,7 @@ DEVICE_REGISTER(virtio_net_class);
 
 static int net_create(struct vm *vm, struct config *config, struct device **out, struct error *err)
 {
-	struct net_events events = {on_readable, on_writable, NULL};
+	struct net_events events = {on_readable, on_writable, on_link, NULL};
 	struct pci_address addr;
 	struct virtio_net *nic;
 	int rc = pci_address_read(config, &addr, err);
@@ -514,12 +529,12 @@ static int net_create(struct vm *vm, struct config *config, struct device **out,
 	for (unsigned i = 0; i < QUEUES; i++)
 		nic->dev.queue_max[i] = QUEUE_SIZE;
 	net_reset_state(&nic->dev);
-	nic->dev.config[MAC_LEN] = LINK_UP;
 	nic->dev.config_len = MAC_LEN + 2; /* mac, status */
 	rc = virtio_init(&nic->dev, config, err);
 	if (rc != 0)
 		goto fail;
 	nic->alive = true;
+	on_link(nic, net_link(nic->net)); /* as it is, whatever came while nobody was told */
 	*out = &nic->dev.device;
 	return 0;
 fail:

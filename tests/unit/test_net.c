@@ -7,6 +7,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -31,7 +32,7 @@ struct end {
 	struct net *net;
 	pthread_mutex_t lock;
 	pthread_cond_t cond;
-	unsigned readable, writable;
+	unsigned readable, writable, ups, downs;
 };
 
 struct machine {
@@ -64,6 +65,30 @@ static void on_writable(void *arg)
 	pthread_mutex_lock(&end->lock);
 	end->writable++;
 	pthread_cond_signal(&end->cond);
+	pthread_mutex_unlock(&end->lock);
+}
+
+static void on_link(void *arg, bool up)
+{
+	struct end *end = arg;
+
+	pthread_mutex_lock(&end->lock);
+	if (up)
+		end->ups++;
+	else
+		end->downs++;
+	pthread_cond_signal(&end->cond);
+	pthread_mutex_unlock(&end->lock);
+}
+
+/* Until *count of the end is n. */
+static void await_count(struct end *end, const unsigned *count, unsigned n)
+{
+	struct timespec deadline = {.tv_sec = time(NULL) + PATIENCE};
+
+	pthread_mutex_lock(&end->lock);
+	while (*count < n)
+		assert_int_equal(pthread_cond_timedwait(&end->cond, &end->lock, &deadline), 0);
 	pthread_mutex_unlock(&end->lock);
 }
 
@@ -107,7 +132,7 @@ static unsigned readable(struct end *end)
 static int try_open(struct machine *m, unsigned i, const char *list, struct error *err)
 {
 	struct config *node = config_create();
-	struct net_events events = {on_readable, on_writable, &m->end[i]};
+	struct net_events events = {on_readable, on_writable, on_link, &m->end[i]};
 	int rc;
 
 	assert_int_equal(config_set_list(node, list, "backend", err), 0);
@@ -192,24 +217,50 @@ static void test_pair(void **state)
 			assert_int_equal(n, 14 + got * 977 % 65000);
 			assert_memory_equal(frame, back, n);
 		}
-		pthread_mutex_lock(&m->end[1].lock);
-		while (m->end[1].writable <= round) {
-			struct timespec deadline = {.tv_sec = time(NULL) + PATIENCE};
-
-			assert_int_equal(
-				pthread_cond_timedwait(&m->end[1].cond, &m->end[1].lock, &deadline),
-				0);
-		}
-		pthread_mutex_unlock(&m->end[1].lock);
+		await_count(&m->end[1], &m->end[1].writable, round + 1);
 	}
 	assert_int_equal(send_bytes(&m->end[1], frame, 13), -EMSGSIZE);
 	/* One goes, another comes. */
+	assert_true(net_link(m->end[0].net));
 	net_close(m->end[1].net);
-	usleep(50000);
+	m->end[1].net = NULL;
+	await_count(&m->end[0], &m->end[0].downs, 1);
+	assert_false(net_link(m->end[0].net));
 	open_ok(m, 1, list);
+	await_count(&m->end[0], &m->end[0].ups, 2);
 	assert_int_equal(send_bytes(&m->end[1], frame, 100), 0);
 	assert_int_equal(receive(&m->end[0], back), 100);
 	refuse(m, "unix:/tmp", ECONNREFUSED, "nobody listens");
+}
+
+/* Whoever is there takes nothing: the sender is held for a while only. Afterwards frames arrive whole again. */
+static void test_stalled(void **state)
+{
+	static uint8_t frame[NET_FRAME_MAX], back[NET_FRAME_MAX];
+	struct machine *m = *state;
+	struct end *from = &m->end[1];
+	char list[128];
+	unsigned held = 0;
+	size_t n = 0;
+
+	snprintf(list, sizeof(list), "unix:/tmp/skep-test-stalled-%d,listen", getpid());
+	open_ok(m, 0, list);
+	*strchr(list, ',') = '\0';
+	open_ok(m, 1, list);
+	fill(frame, sizeof(frame), 1);
+	while (send_bytes(from, frame, 30000) == 0)
+		assert_true(held++ < 10000);
+	assert_int_equal(send_bytes(from, frame, 30000), -EAGAIN);
+	await_count(from, &from->writable, 1);
+	for (unsigned i = 0; i < 100; i++)
+		assert_int_equal(send_bytes(from, frame, 30001), 0);
+	for (; held > 0; held--)
+		assert_int_equal(receive(&m->end[0], back), 30000);
+	await_count(from, &from->writable, 2);
+	assert_int_equal(send_bytes(from, frame, 20000), 0);
+	while (n != 20000) /* a few of the others may have found room while this end was reading */
+		n = receive(&m->end[0], back);
+	assert_memory_equal(frame, back, n);
 }
 
 /* Lengths that no frame has. */
@@ -358,6 +409,20 @@ static void test_slirp_confined(void **state)
 	assert_int_equal(found, 2);
 }
 
+/* It dies: the link is down, and what is sent is lost, not kept. */
+static void test_slirp_dies(void **state)
+{
+	static uint8_t frame[100];
+	struct machine *m = *state;
+
+	open_ok(m, 0, "slirp");
+	assert_true(net_link(m->end[0].net));
+	assert_int_equal(kill(m->end[0].net->child, SIGKILL), 0);
+	await_count(&m->end[0], &m->end[0].downs, 1);
+	assert_false(net_link(m->end[0].net));
+	assert_int_equal(send_bytes(&m->end[0], frame, sizeof(frame)), 0);
+}
+
 static void test_refusals(void **state)
 {
 	struct machine *m = *state;
@@ -373,11 +438,13 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(test_pair, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_stalled, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_bad_stream, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_slirp, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_hostfwd, setup, teardown),
 		cmocka_unit_test(test_confined),
 		cmocka_unit_test_setup_teardown(test_slirp_confined, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_slirp_dies, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_refusals, setup, teardown),
 	};
 
