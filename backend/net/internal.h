@@ -11,14 +11,19 @@
 struct net;
 
 struct net_kind {
-	ssize_t (*send)(struct net *net, const struct iovec *iov, unsigned iovs, size_t length);
-	/* > 0: a frame; 0: none now; -errno: no more from here, e.g. -EPIPE at the end. */
-	ssize_t (*receive)(struct net *net, void *frame, size_t size);
+	unsigned offloads; /* NET_* */
+	bool cuts; /* takes the header as it is; otherwise checksums are completed before `send` */
+	ssize_t (*send)(struct net *net, const struct net_header *header, const struct iovec *iov,
+			unsigned iovs, size_t length);
+	/* > 0: a frame; 0: none now; -errno: no more from here, e.g. -EPIPE at the end. *header is zero before. */
+	ssize_t (*receive)(struct net *net, struct net_header *header, void *frame, size_t size);
+	/* net_configure(); NULL: nothing to do. Under the lock. */
+	void (*configure)(struct net *net, unsigned offloads, unsigned mtu);
 };
 
-extern const struct net_kind net_packets; /* one frame a message: slirp */
-extern const struct net_kind net_tap;	  /* one frame a read(2) or write(2) */
-extern const struct net_kind net_stream;  /* frames after their length */
+extern const struct net_kind net_slirp;	 /* one frame a message */
+extern const struct net_kind net_tap;	 /* one frame a read(2) or write(2) */
+extern const struct net_kind net_stream; /* frames after their length */
 
 struct net {
 	const struct net_kind *kind;
@@ -29,6 +34,7 @@ struct net {
 	pthread_mutex_t lock; /* below the device's: what follows, and the order of frames */
 	int fd;		      /* -1: nobody is connected */
 	struct loop_fd node;
+	unsigned mtu; /* to tell the guest */
 	bool want_read, want_write;
 	/* The other side takes nothing: a timer (timerfd) runs while frames wait, and when it has run out they are dropped. */
 	int timer;
@@ -51,5 +57,12 @@ int stream_open(struct net *net, const char *path, bool listens, struct error *e
 void stream_reset(struct net *net);
 /* Sends what waits; false: there is still some. Under the lock. */
 bool stream_push(struct net *net);
+
+/* The internet checksum (RFC 1071) of a frame from byte `start` on, not complemented. */
+uint16_t checksum_sum(const struct iovec *iov, unsigned iovs, size_t start);
+/* Splits `iov` so that the two bytes at `at` of the frame come from `bytes`; out has room for iovs + 2. 0: they are not
+ * there. */
+unsigned checksum_place(const struct iovec *iov, unsigned iovs, size_t at, void *bytes,
+			struct iovec *out);
 
 #endif

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "backend/net/internal.h"
+#include "backend/net/slirp.h"
 
 /* Under the lock. */
 static void update_events(struct net *net)
@@ -174,6 +175,24 @@ static void on_connection(void *arg, uint32_t events)
 		net->events.on_link(net->events.arg, true);
 }
 
+static int read_mtu(struct net *net, struct config *node, struct error *err)
+{
+	const char *text = config_get(node, "mtu");
+	unsigned mtu;
+	int used = 0;
+
+	if (text == NULL) {
+		net->mtu = net->kind == &net_slirp ? SLIRP_MTU : 0;
+		return 0;
+	}
+	if (sscanf(text, "%5u%n", &mtu, &used) != 1 || text[used] != '\0' || mtu < 1280 ||
+	    mtu > SLIRP_MTU)
+		return error_set(err, EINVAL, "mtu=%s: should be a number from 1280 to %u", text,
+				 SLIRP_MTU);
+	net->mtu = mtu;
+	return 0;
+}
+
 static int open_kind(struct net *net, struct config *node, struct error *err)
 {
 	const char *backend = config_get_default(node, "backend", "slirp");
@@ -217,6 +236,8 @@ int net_open(struct net **out, struct config *node, struct loop *loop, struct lo
 	net->timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
 	rc = net->timer < 0 ? error_set(err, errno, "timerfd: %s", strerror(errno))
 			    : open_kind(net, node, err);
+	if (rc == 0)
+		rc = read_mtu(net, node, err);
 	if (rc == 0)
 		rc = loop_fd_add(loop, &net->timer_node, net->timer, EPOLLIN, on_timer, net);
 	if (rc == 0 && net->fd >= 0)
@@ -267,10 +288,47 @@ void net_close(struct net *net)
 	free(net);
 }
 
-int net_send(struct net *net, const struct iovec *iov, unsigned iovs)
+/* Puts the checksum that the header asks for into a copy of iov, whose bytes are the guest's and stay as they are. 0: it
+ * asks for nonsense. */
+static unsigned complete_checksum(const struct net_header *header, const struct iovec *iov,
+				  unsigned iovs, size_t length, uint16_t *sum, struct iovec *out)
+{
+	size_t at = (size_t)header->csum_start + header->csum_offset;
+
+	if (at + 2 > length)
+		return 0;
+	*sum = (uint16_t)~checksum_sum(iov, iovs, header->csum_start);
+	/* A UDP checksum of 0 would mean that there is none (RFC 768); to TCP both are the same. */
+	if (*sum == 0)
+		*sum = 0xffff;
+	return checksum_place(iov, iovs, at, sum, out);
+}
+
+/* Under the lock. */
+static ssize_t send_frame(struct net *net, const struct net_header *header, const struct iovec *iov,
+			  unsigned iovs, size_t length)
+{
+	struct iovec whole[NET_IOVS + 2];
+	uint16_t sum;
+
+	if (net->fd < 0)
+		return 0;
+	if (!net->kind->cuts && header->gso_type != 0)
+		return 0; /* that was never agreed on */
+	if (!net->kind->cuts && (header->flags & NET_NEEDS_CSUM)) {
+		iovs = complete_checksum(header, iov, iovs, length, &sum, whole);
+		iov = whole;
+		if (iovs == 0)
+			return 0;
+	}
+	return net->kind->send(net, header, iov, iovs, length);
+}
+
+int net_send(struct net *net, const struct net_header *header, const struct iovec *iov,
+	     unsigned iovs)
 {
 	size_t length = 0;
-	ssize_t n = 0;
+	ssize_t n;
 
 	if (iovs > NET_IOVS)
 		return -EMSGSIZE;
@@ -282,8 +340,7 @@ int net_send(struct net *net, const struct iovec *iov, unsigned iovs)
 	if (length < NET_FRAME_MIN)
 		return -EMSGSIZE;
 	pthread_mutex_lock(&net->lock);
-	if (net->fd >= 0)
-		n = net->kind->send(net, iov, iovs, length);
+	n = send_frame(net, header, iov, iovs, length);
 	if (n == -EAGAIN && !net->want_write) {
 		net->want_write = true;
 		update_events(net);
@@ -296,6 +353,24 @@ int net_send(struct net *net, const struct iovec *iov, unsigned iovs)
 	return n == -EAGAIN ? -EAGAIN : 0;
 }
 
+unsigned net_offloads(const struct net *net)
+{
+	return net->kind->offloads;
+}
+
+unsigned net_mtu(const struct net *net)
+{
+	return net->mtu;
+}
+
+void net_configure(struct net *net, unsigned offloads, unsigned mtu)
+{
+	pthread_mutex_lock(&net->lock);
+	if (net->fd >= 0 && net->kind->configure != NULL)
+		net->kind->configure(net, offloads, mtu);
+	pthread_mutex_unlock(&net->lock);
+}
+
 bool net_link(struct net *net)
 {
 	bool up;
@@ -306,13 +381,15 @@ bool net_link(struct net *net)
 	return up;
 }
 
-size_t net_receive(struct net *net, void *frame, size_t size)
+size_t net_receive(struct net *net, struct net_header *header, void *frame, size_t size)
 {
 	ssize_t n = 0;
 
+	memset(header, 0, sizeof(*header));
 	pthread_mutex_lock(&net->lock);
 	/* What is too short to be a frame is skipped. */
-	while (net->fd >= 0 && (n = net->kind->receive(net, frame, size)) > 0 && n < NET_FRAME_MIN)
+	while (net->fd >= 0 && (n = net->kind->receive(net, header, frame, size)) > 0 &&
+	       n < NET_FRAME_MIN)
 		;
 	pthread_mutex_unlock(&net->lock);
 	return n > 0 ? (size_t)n : 0;
@@ -327,20 +404,3 @@ void net_receive_enable(struct net *net, bool on)
 	}
 	pthread_mutex_unlock(&net->lock);
 }
-
-static ssize_t packet_send(struct net *net, const struct iovec *iov, unsigned iovs, size_t length)
-{
-	struct msghdr msg = {.msg_iov = (struct iovec *)iov, .msg_iovlen = iovs};
-
-	(void)length;
-	return sendmsg(net->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 ? -errno : 0;
-}
-
-static ssize_t packet_receive(struct net *net, void *frame, size_t size)
-{
-	ssize_t n = recv(net->fd, frame, size, MSG_DONTWAIT);
-
-	return n < 0 && errno != EAGAIN ? -errno : n < 0 ? 0 : n;
-}
-
-const struct net_kind net_packets = {packet_send, packet_receive};

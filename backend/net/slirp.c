@@ -80,6 +80,40 @@ static int await_start(int socket, struct error *err)
 	return text[0] == '\0' ? 0 : error_set(err, EINVAL, "slirp: %s", text);
 }
 
+static ssize_t slirp_send(struct net *net, const struct net_header *header, const struct iovec *iov,
+			  unsigned iovs, size_t length)
+{
+	struct msghdr msg = {.msg_iov = (struct iovec *)iov, .msg_iovlen = iovs};
+
+	(void)header;
+	(void)length;
+	return sendmsg(net->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 ? -errno : 0;
+}
+
+static ssize_t slirp_receive(struct net *net, struct net_header *header, void *frame, size_t size)
+{
+	ssize_t n = recv(net->fd, frame, size, MSG_DONTWAIT);
+
+	header->flags = NET_DATA_VALID; /* it has just made them */
+	return n < 0 && errno != EAGAIN ? -errno : n < 0 ? 0 : n;
+}
+
+static void slirp_configure(struct net *net, unsigned offloads, unsigned mtu)
+{
+	uint32_t word = mtu;
+
+	(void)offloads;
+	/* Lost only if the process hangs. */
+	send(net->fd, &word, SLIRP_CONTROL, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+const struct net_kind net_slirp = {
+	.offloads = NET_CSUM | NET_GUEST_CSUM,
+	.send = slirp_send,
+	.receive = slirp_receive,
+	.configure = slirp_configure,
+};
+
 int slirp_open(struct net *net, struct config *node, struct error *err)
 {
 	int pair[2], size = 1 << 20, rc;
@@ -96,7 +130,7 @@ int slirp_open(struct net *net, struct config *node, struct error *err)
 	rc = spawn(&net->child, pair[1], open ? "open" : "closed",
 		   config_get_default(node, "hostfwd", ""), err);
 	close(pair[1]);
-	net->kind = &net_packets;
+	net->kind = &net_slirp;
 	net->fd = pair[0];
 	return rc != 0 ? rc : await_start(net->fd, err);
 }

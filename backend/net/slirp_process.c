@@ -24,6 +24,7 @@
 #include "backend/net/slirp_confine.h"
 
 #define FRAME_MAX 65550
+#define ETHER 14 /* bytes of a frame before the packet */
 #define TIMERS 16
 #define POLLS_MAX 4096
 #define SEND_MS 50 /* how long a frame waits for the guest before it is lost */
@@ -40,6 +41,7 @@ struct process {
 	struct timer timer[TIMERS];
 	struct pollfd polls[POLLS_MAX];
 	int npolls;
+	uint32_t guest_mtu;
 };
 
 static int64_t now_ns(void)
@@ -65,11 +67,10 @@ __attribute__((format(printf, 1, 2), noreturn)) static void refuse(const char *f
 	_exit(1);
 }
 
-static ssize_t on_packet(const void *bytes, size_t length, void *arg)
+static ssize_t to_guest(const void *bytes, size_t length)
 {
 	struct pollfd p = {.fd = SLIRP_SOCKET, .events = POLLOUT};
 
-	(void)arg;
 	while (send(SLIRP_SOCKET, bytes, length, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) {
 		if (errno == EINTR)
 			continue;
@@ -77,6 +78,61 @@ static ssize_t on_packet(const void *bytes, size_t length, void *arg)
 			return -1;
 	}
 	return (ssize_t)length;
+}
+
+static uint16_t header_checksum(const uint8_t *header, size_t length)
+{
+	uint32_t sum = 0;
+
+	for (size_t i = 0; i < length; i += 2)
+		sum += (uint32_t)header[i] << 8 | header[i + 1];
+	while (sum >> 16)
+		sum = (sum & 0xffff) + (sum >> 16);
+	return (uint16_t)~sum;
+}
+
+static void put16(uint8_t *at, unsigned value)
+{
+	at[0] = (uint8_t)(value >> 8);
+	at[1] = (uint8_t)value;
+}
+
+/* An IPv4 packet that is larger than what the guest knows of, in fragments (RFC 791): libslirp cuts at its own MTU, which cannot
+ * change when the guest's driver turns out to be one that has never heard of it. What is no such packet is lost. */
+static ssize_t in_fragments(const uint8_t *frame, size_t length, size_t mtu)
+{
+	static uint8_t part[ETHER + SLIRP_MTU];
+	size_t header = (frame[ETHER] & 15) * 4u, done = 0, data = length - ETHER - header;
+	size_t most = (mtu - header) / 8 * 8;
+	unsigned flags = (unsigned)frame[ETHER + 6] << 8 | frame[ETHER + 7];
+
+	if (frame[12] != 8 || frame[13] != 0 || frame[ETHER] >> 4 != 4 || header < 20)
+		return (ssize_t)length;
+	while (done < data) {
+		size_t n = data - done < most ? data - done : most;
+		bool last = done + n == data;
+
+		memcpy(part, frame, ETHER + header);
+		put16(part + ETHER + 2, (unsigned)(header + n));
+		put16(part + ETHER + 6, (flags & 0x2000) | (last ? 0 : 0x2000) |
+						((flags & 0x1fff) + (unsigned)done / 8));
+		put16(part + ETHER + 10, 0);
+		put16(part + ETHER + 10, header_checksum(part + ETHER, header));
+		memcpy(part + ETHER + header, frame + ETHER + header + done, n);
+		if (to_guest(part, ETHER + header + n) < 0)
+			return -1;
+		done += n;
+	}
+	return (ssize_t)length;
+}
+
+static ssize_t on_packet(const void *bytes, size_t length, void *arg)
+{
+	struct process *process = arg;
+
+	if (length > ETHER + process->guest_mtu)
+		return in_fragments(bytes, length, process->guest_mtu);
+	return to_guest(bytes, length);
 }
 
 static void on_guest_error(const char *text, void *arg)
@@ -201,7 +257,10 @@ static bool take_frames(struct process *process)
 			return false;
 		if (n < 0)
 			return true;
-		slirp_input(process->slirp, frame, (int)n);
+		if (n == SLIRP_CONTROL)
+			memcpy(&process->guest_mtu, frame, sizeof(process->guest_mtu));
+		else
+			slirp_input(process->slirp, frame, (int)n);
 	}
 	return true;
 }
@@ -282,6 +341,8 @@ static Slirp *create(struct process *process, bool open)
 		.restricted = !open,
 		.in_enabled = true,
 		.in6_enabled = true,
+		.if_mtu = SLIRP_MTU,
+		.if_mru = SLIRP_MTU,
 		.vhostname = "skep",
 		.vprefix_len = 64,
 	};
@@ -311,6 +372,7 @@ int main(int argc, char *argv[])
 	syscall(SYS_close_range, SLIRP_SOCKET + 1, ~0u, 0);
 	fcntl(SLIRP_SOCKET, F_SETFD, FD_CLOEXEC);
 	signal(SIGPIPE, SIG_IGN);
+	process.guest_mtu = 1500;
 	process.slirp = create(&process, strcmp(argv[1], "open") == 0);
 	if (process.slirp == NULL)
 		refuse("libslirp refuses to start");

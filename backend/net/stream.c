@@ -37,14 +37,16 @@ bool stream_push(struct net *net)
 }
 
 /* What the socket takes only a part of is kept, and is sent before anything else. */
-static ssize_t stream_send(struct net *net, const struct iovec *iov, unsigned iovs, size_t length)
+static ssize_t stream_send(struct net *net, const struct net_header *header,
+			   const struct iovec *iov, unsigned iovs, size_t length)
 {
 	uint32_t prefix = htobe32((uint32_t)length);
-	struct iovec parts[1 + NET_IOVS];
+	struct iovec parts[1 + NET_IOVS + 2];
 	struct msghdr msg = {.msg_iov = parts, .msg_iovlen = 1 + iovs};
 	size_t skip;
 	ssize_t n;
 
+	(void)header;
 	if (!stream_push(net))
 		return -EAGAIN;
 	parts[0] = (struct iovec){&prefix, PREFIX};
@@ -78,10 +80,11 @@ static ssize_t next_frame(const struct net *net)
 	return net->in_len - net->in_at - PREFIX >= length ? (ssize_t)length : 0;
 }
 
-static ssize_t stream_receive(struct net *net, void *frame, size_t size)
+static ssize_t stream_receive(struct net *net, struct net_header *header, void *frame, size_t size)
 {
 	ssize_t length = next_frame(net), n;
 
+	(void)header;
 	if (length == 0) {
 		memmove(net->in, net->in + net->in_at, net->in_len - net->in_at);
 		net->in_len -= net->in_at;
@@ -106,7 +109,11 @@ static ssize_t stream_receive(struct net *net, void *frame, size_t size)
 	return length;
 }
 
-const struct net_kind net_stream = {stream_send, stream_receive};
+const struct net_kind net_stream = {
+	.offloads = NET_CSUM,
+	.send = stream_send,
+	.receive = stream_receive,
+};
 
 /* A socket that nobody listens at is left from a process that ended, and is replaced. */
 static int listen_at(struct net *net, const struct sockaddr_un *address, struct error *err)

@@ -11,24 +11,61 @@
 
 #include "backend/net/internal.h"
 
-static ssize_t tap_send(struct net *net, const struct iovec *iov, unsigned iovs, size_t length)
+/* The kernel's header before each frame has the layout of virtio's, with num_buffers, which nobody sets here. */
+struct tap_header {
+	struct net_header header;
+	uint16_t buffers;
+};
+
+static ssize_t tap_send(struct net *net, const struct net_header *header, const struct iovec *iov,
+			unsigned iovs, size_t length)
 {
+	struct tap_header before = {.header = *header};
+	struct iovec parts[1 + NET_IOVS];
+
 	(void)length;
-	return writev(net->fd, iov, (int)iovs) < 0 ? -errno : 0;
+	parts[0] = (struct iovec){&before, sizeof(before)};
+	memcpy(parts + 1, iov, iovs * sizeof(*iov));
+	return writev(net->fd, parts, (int)iovs + 1) < 0 ? -errno : 0;
 }
 
-static ssize_t tap_receive(struct net *net, void *frame, size_t size)
+static ssize_t tap_receive(struct net *net, struct net_header *header, void *frame, size_t size)
 {
-	ssize_t n = read(net->fd, frame, size);
+	struct tap_header before;
+	struct iovec parts[2] = {{&before, sizeof(before)}, {frame, size}};
+	ssize_t n = readv(net->fd, parts, 2);
 
-	return n < 0 && errno != EAGAIN ? -errno : n < 0 ? 0 : n;
+	if (n < 0)
+		return errno != EAGAIN ? -errno : 0;
+	if ((size_t)n <= sizeof(before))
+		return 1; /* no frame: skipped */
+	*header = before.header;
+	return n - (ssize_t)sizeof(before);
 }
 
-const struct net_kind net_tap = {tap_send, tap_receive};
+static void tap_configure(struct net *net, unsigned offloads, unsigned mtu)
+{
+	unsigned flags = 0;
+
+	(void)mtu;
+	if (offloads & NET_GUEST_CSUM)
+		flags |= TUN_F_CSUM;
+	if (offloads & NET_GUEST_TSO)
+		flags |= TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN;
+	ioctl(net->fd, TUNSETOFFLOAD, flags);
+}
+
+const struct net_kind net_tap = {
+	.offloads = NET_CSUM | NET_TSO | NET_GUEST_CSUM | NET_GUEST_TSO,
+	.cuts = true,
+	.send = tap_send,
+	.receive = tap_receive,
+	.configure = tap_configure,
+};
 
 int tap_open(struct net *net, const char *name, struct error *err)
 {
-	struct ifreq request = {.ifr_flags = IFF_TAP | IFF_NO_PI};
+	struct ifreq request = {.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR};
 
 	if (name[0] == '\0' || strlen(name) >= IFNAMSIZ)
 		return error_set(err, EINVAL, "tap '%s': a name has 1 to %d bytes", name,
@@ -38,8 +75,12 @@ int tap_open(struct net *net, const char *name, struct error *err)
 	if (net->fd < 0)
 		return error_set(err, errno, "tap '%s': /dev/net/tun: %s", name, strerror(errno));
 	strcpy(request.ifr_name, name);
-	if (ioctl(net->fd, TUNSETIFF, &request) == 0)
-		return 0;
+	if (ioctl(net->fd, TUNSETIFF, &request) == 0) {
+		int size = sizeof(struct tap_header);
+
+		if (ioctl(net->fd, TUNSETVNETHDRSZ, &size) == 0)
+			return 0;
+	}
 	if (errno == EPERM)
 		return error_set(
 			err, EPERM,

@@ -1,12 +1,14 @@
 /*
  * virtio-net: OASIS Virtual I/O Device (VIRTIO) Version 1.2, section 5.1. One pair of queues, mergeable receive buffers, the
- * control queue with MAC address, MAC table and receive modes, link status. Left out: checksum and segmentation
- * offloads, multi-queue, RSS, VLAN filters, announcements.
+ * control queue with MAC address, MAC table and receive modes, link status, MTU, and those of checksum and TCP
+ * segmentation offloads that the back end can do (backend/net/net.h). Left out: UDP segmentation, multi-queue, RSS, VLAN
+ * filters, changing offloads at run time, announcements.
  *
  * Keys: `backend` and its own (backend/net/net.h); `mac`; pcireg.* (bus/pci.h).
  *
- * Receiving is done on the worker of queue 0, which also serves the control queue; sending on that of queue 1. A frame
- * that the guest has no buffers for stays in `frame`, and everything after it with the host.
+ * Receiving is done on the loop thread as frames come, and on the worker of queue 0, which also serves the control queue,
+ * when the guest has new buffers; sending on that of queue 1. A frame that the guest has no buffers for stays in `frame`,
+ * and everything after it with the host.
  */
 #include <errno.h>
 #include <md5.h>
@@ -16,20 +18,43 @@
 #include "backend/net/net.h"
 #include "devices/virtio/virtio.h"
 
+#define NET_F_CSUM (1ull << 0)
+#define NET_F_GUEST_CSUM (1ull << 1)
+#define NET_F_MTU (1ull << 3)
 #define NET_F_MAC (1ull << 5)
+#define NET_F_GUEST_TSO4 (1ull << 7)
+#define NET_F_GUEST_TSO6 (1ull << 8)
+#define NET_F_GUEST_ECN (1ull << 9)
+#define NET_F_HOST_TSO4 (1ull << 11)
+#define NET_F_HOST_TSO6 (1ull << 12)
+#define NET_F_HOST_ECN (1ull << 13)
 #define NET_F_MRG_RXBUF (1ull << 15)
 #define NET_F_STATUS (1ull << 16)
 #define NET_F_CTRL_VQ (1ull << 17)
 #define NET_F_CTRL_RX (1ull << 18)
 #define NET_F_CTRL_MAC_ADDR (1ull << 23)
+#define GUEST_TSO (NET_F_GUEST_TSO4 | NET_F_GUEST_TSO6 | NET_F_GUEST_ECN)
+#define HOST_TSO (NET_F_HOST_TSO4 | NET_F_HOST_TSO6 | NET_F_HOST_ECN)
+
+/* gso_type (5.1.6) */
+#define GSO_TCPV4 1
+#define GSO_TCPV6 4
+#define GSO_ECN 0x80
 
 enum { RX_QUEUE, TX_QUEUE, CONTROL_QUEUE, QUEUES };
 
 #define QUEUE_SIZE 256
+#define RX_QUEUE_SIZE 1024 /* of buffers of 1.5 KiB, as drivers give, a large frame takes 43 */
 #define MAC_LEN 6
-#define MAC_TABLE 16  /* more unicast addresses than these: all are taken */
-#define RX_CHAINS 64  /* buffers of one frame at most */
-#define BUDGET 256    /* frames, before the worker looks at its other queue */
+#define MAC_TABLE 16 /* more unicast addresses than these: all are taken */
+#define RX_CHAINS 64 /* buffers of one frame at most */
+#define BUDGET 64    /* frames, before the thread looks at what else it has to do */
+#define MTU_DEFAULT 1500
+#define ETHER_MAX 18 /* bytes of a frame besides the packet, with a VLAN tag */
+/* Of the configuration (5.1.4) */
+#define CONFIG_STATUS 6
+#define CONFIG_MTU 10
+#define CONFIG_LEN 12
 #define HEADER_MAX 12 /* struct virtio_net_hdr (5.1.6); 10 in legacy without MRG_RXBUF */
 #define HEADER_LEGACY 10
 #define LINK_UP 1
@@ -61,8 +86,9 @@ struct virtio_net {
 	/* The back end's callbacks come whenever they like: between these they may kick. */
 	pthread_mutex_t alive_lock;
 	bool alive;
-	/* The worker of RX_QUEUE's. */
-	size_t frame_len; /* 0: none waits */
+	/* Whoever is in `notify` for RX_QUEUE. */
+	size_t frame_len;	  /* 0: none waits */
+	struct net_header header; /* of the frame */
 	uint8_t frame[NET_FRAME_MAX];
 	struct virtio_chain rx[RX_CHAINS], tx, control;
 };
@@ -91,8 +117,14 @@ static void on_readable(void *arg)
 {
 	struct virtio_net *nic = arg;
 
-	net_receive_enable(nic->net, false);
-	kick(nic, RX_QUEUE);
+	pthread_mutex_lock(&nic->alive_lock);
+	/* If it runs here it says itself whether it wants to hear of more. */
+	if (!nic->alive || !virtio_run(&nic->dev, RX_QUEUE)) {
+		net_receive_enable(nic->net, false);
+		if (nic->alive)
+			virtio_kick(&nic->dev, RX_QUEUE);
+	}
+	pthread_mutex_unlock(&nic->alive_lock);
 }
 
 static void on_writable(void *arg)
@@ -108,7 +140,7 @@ static void on_link(void *arg, bool up)
 	pthread_mutex_lock(&nic->alive_lock);
 	if (nic->alive) {
 		pthread_mutex_lock(&nic->dev.device.lock);
-		nic->dev.config[MAC_LEN] = up ? LINK_UP : 0;
+		nic->dev.config[CONFIG_STATUS] = up ? LINK_UP : 0;
 		virtio_config_changed(&nic->dev);
 		pthread_mutex_unlock(&nic->dev.device.lock);
 	}
@@ -164,18 +196,43 @@ static unsigned take_buffers(struct virtio_net *nic, size_t need, bool *fits)
 	return 0;
 }
 
+/* The header of the frame as the driver may see it; false: the frame is not what it has agreed to (a tap may still
+ * hold some from before it was told). */
+static bool make_header(const struct virtio_net *nic, unsigned buffers, uint8_t *out)
+{
+	struct net_header header = nic->header;
+
+	if (!virtio_has(&nic->dev, NET_F_GUEST_CSUM)) {
+		if (header.flags & NET_NEEDS_CSUM)
+			return false;
+		header.flags = 0;
+	}
+	if (header.gso_type != 0 && !(nic->dev.state->driver_features & GUEST_TSO))
+		return false;
+	if (header.gso_type == 0 && virtio_has(&nic->dev, NET_F_MTU) &&
+	    nic->frame_len > net_mtu(nic->net) + ETHER_MAX)
+		return false;
+	memset(out, 0, HEADER_MAX);
+	memcpy(out, &header, sizeof(header));
+	out[10] = (uint8_t)buffers; /* num_buffers; the legacy header ends before it */
+	return true;
+}
+
 /* False: no buffers. */
 static bool deliver(struct virtio_net *nic)
 {
 	struct virtqueue *vq = &nic->dev.queue[RX_QUEUE];
-	uint8_t header[HEADER_MAX] = {0};
+	uint8_t header[HEADER_MAX];
 	size_t size = header_size(&nic->dev), done = 0;
 	bool fits;
-	unsigned n = take_buffers(nic, size + nic->frame_len, &fits);
+	unsigned n;
 
+	if (!make_header(nic, 0, header))
+		return true; /* lost */
+	n = take_buffers(nic, size + nic->frame_len, &fits);
 	if (n == 0)
-		return !fits;	 /* lost */
-	header[10] = (uint8_t)n; /* num_buffers; the legacy header ends before it */
+		return !fits; /* lost */
+	make_header(nic, n, header);
 	for (unsigned i = 0; i < n; i++) {
 		size_t skip = 0, got;
 
@@ -199,7 +256,8 @@ static void receive(struct virtio_net *nic)
 	virtqueue_want_notify(vq, false);
 	for (; budget > 0; budget--) {
 		if (nic->frame_len == 0) {
-			nic->frame_len = net_receive(nic->net, nic->frame, sizeof(nic->frame));
+			nic->frame_len =
+				net_receive(nic->net, &nic->header, nic->frame, sizeof(nic->frame));
 			if (nic->frame_len == 0) {
 				net_receive_enable(nic->net, true);
 				break;
@@ -210,6 +268,7 @@ static void receive(struct virtio_net *nic)
 		if (nic->frame_len == 0)
 			continue;
 		if (!deliver(nic)) {
+			net_receive_enable(nic->net, false);
 			/* What came before the driver knew that it has to tell us. */
 			virtqueue_want_notify(vq, true);
 			if (!deliver(nic))
@@ -219,8 +278,25 @@ static void receive(struct virtio_net *nic)
 		nic->frame_len = 0;
 	}
 	virtqueue_signal(vq);
-	if (budget == 0)
+	if (budget == 0) {
+		net_receive_enable(nic->net, false);
 		virtio_kick(&nic->dev, RX_QUEUE);
+	}
+}
+
+/* What the driver says of a frame. False: it is not what was agreed on. */
+static bool read_header(const struct virtio_net *nic, const struct virtio_chain *chain,
+			struct net_header *header)
+{
+	const struct virtio_device *dev = &nic->dev;
+	uint8_t type;
+
+	if (virtio_chain_read(chain, 0, header, sizeof(*header)) != sizeof(*header))
+		return false;
+	header->flags &= virtio_has(dev, NET_F_CSUM) ? NET_NEEDS_CSUM : 0;
+	type = header->gso_type & (uint8_t) ~(virtio_has(dev, NET_F_HOST_ECN) ? GSO_ECN : 0);
+	return type == 0 || (type == GSO_TCPV4 && virtio_has(dev, NET_F_HOST_TSO4)) ||
+	       (type == GSO_TCPV6 && virtio_has(dev, NET_F_HOST_TSO6));
 }
 
 /* -EAGAIN: later. A chain that is no frame is dropped. */
@@ -228,12 +304,14 @@ static int transmit(struct virtio_net *nic, const struct virtio_chain *chain)
 {
 	struct iovec frame[VIRTIO_SEGS];
 	size_t size = header_size(&nic->dev);
+	struct net_header header;
 	unsigned n;
 
-	if (chain->readable_len < size || chain->readable_len - size > NET_FRAME_MAX)
+	if (chain->readable_len < size || chain->readable_len - size > NET_FRAME_MAX ||
+	    !read_header(nic, chain, &header))
 		return 0;
 	n = virtio_iov_part(chain->iov, chain->readable, size, chain->readable_len - size, frame);
-	return net_send(nic->net, frame, n) == -EAGAIN ? -EAGAIN : 0;
+	return net_send(nic->net, &header, frame, n) == -EAGAIN ? -EAGAIN : 0;
 }
 
 /* Frames of the guest, as long as the host takes them; on_writable comes back here. */
@@ -361,6 +439,14 @@ static void net_notify(struct virtio_device *dev, unsigned queue)
 
 static void net_start(struct virtio_device *dev)
 {
+	struct virtio_net *nic = net_of(dev);
+
+	net_configure(nic->net,
+		      (virtio_has(dev, NET_F_GUEST_CSUM) ? NET_GUEST_CSUM : 0) |
+			      ((dev->state->driver_features & GUEST_TSO) == GUEST_TSO
+				       ? NET_GUEST_TSO
+				       : 0),
+		      virtio_has(dev, NET_F_MTU) ? net_mtu(nic->net) : MTU_DEFAULT);
 	virtio_kick(dev, RX_QUEUE);
 	virtio_kick(dev, TX_QUEUE);
 }
@@ -385,11 +471,39 @@ static void net_reset_state(struct virtio_device *dev)
 	memcpy(dev->config, nic->mac, MAC_LEN);
 }
 
+/* 5.1.3.1 */
+static bool net_features_ok(struct virtio_device *dev, uint64_t features)
+{
+	(void)dev;
+	return (!(features & HOST_TSO) || (features & NET_F_CSUM)) &&
+	       (!(features & GUEST_TSO) || (features & NET_F_GUEST_CSUM));
+}
+
+/* What the back end can do, as features. */
+static uint64_t offered(const struct net *net)
+{
+	unsigned offloads = net_offloads(net);
+
+	return (offloads & NET_CSUM ? NET_F_CSUM : 0) |
+	       (offloads & NET_GUEST_CSUM ? NET_F_GUEST_CSUM : 0) |
+	       (offloads & NET_TSO ? HOST_TSO : 0) | (offloads & NET_GUEST_TSO ? GUEST_TSO : 0) |
+	       (net_mtu(net) != 0 ? NET_F_MTU : 0);
+}
+
+static void set_config(struct virtio_net *nic)
+{
+	uint16_t mtu = (uint16_t)net_mtu(nic->net);
+
+	nic->dev.config_len = CONFIG_LEN;
+	memcpy(nic->dev.config + CONFIG_MTU, &mtu, sizeof(mtu));
+}
+
 static const struct virtio_type net_type = {
 	.type = VIRTIO_TYPE_NET,
 	.cls = 2, /* network controller */
 	.subclass = 0,
 	.start = net_start,
+	.features_ok = net_features_ok,
 	.notify = net_notify,
 	.stop = net_stop,
 	.reset = net_reset_state,
@@ -523,13 +637,13 @@ static int net_create(struct vm *vm, struct config *config, struct device **out,
 	nic->dev.type = &net_type;
 	nic->dev.state = &nic->state.virtio;
 	nic->dev.features = NET_F_MAC | NET_F_MRG_RXBUF | NET_F_STATUS | NET_F_CTRL_VQ |
-			    NET_F_CTRL_RX | NET_F_CTRL_MAC_ADDR;
+			    NET_F_CTRL_RX | NET_F_CTRL_MAC_ADDR | offered(nic->net);
 	nic->dev.queues = QUEUES;
 	nic->dev.workers = 2;
 	for (unsigned i = 0; i < QUEUES; i++)
-		nic->dev.queue_max[i] = QUEUE_SIZE;
+		nic->dev.queue_max[i] = i == RX_QUEUE ? RX_QUEUE_SIZE : QUEUE_SIZE;
 	net_reset_state(&nic->dev);
-	nic->dev.config_len = MAC_LEN + 2; /* mac, status */
+	set_config(nic);
 	rc = virtio_init(&nic->dev, config, err);
 	if (rc != 0)
 		goto fail;

@@ -172,23 +172,52 @@ void virtio_kick(struct virtio_device *dev, unsigned queue)
 		worker_post(&dev->worker[queue % dev->workers], 1ull << queue);
 }
 
+/* Under the lock: may `notify` be called for the queue? */
+static bool queue_runs(const struct virtio_device *dev, unsigned queue)
+{
+	return dev->started && !dev->parked && dev->queue[queue].used;
+}
+
+/* The worker's turn is taken (`busy`): calls `notify` and gives it back. */
+static void run_notify(struct virtio_worker *worker, unsigned queue)
+{
+	struct virtio_device *dev = worker->dev;
+
+	dev->type->notify(dev, queue);
+	pthread_mutex_lock(&dev->device.lock);
+	worker->busy = false;
+	pthread_cond_broadcast(&dev->idle);
+	pthread_mutex_unlock(&dev->device.lock);
+}
+
 static void worker_notify(struct virtio_worker *worker, unsigned queue)
 {
 	struct virtio_device *dev = worker->dev;
 	bool go;
 
 	pthread_mutex_lock(&dev->device.lock);
-	go = dev->started && !dev->parked && dev->queue[queue].used;
+	while (worker->busy)
+		pthread_cond_wait(&dev->idle, &dev->device.lock);
+	go = queue_runs(dev, queue); /* if not: whoever starts the device kicks every queue */
 	worker->busy = go;
 	pthread_mutex_unlock(&dev->device.lock);
-	if (!go)
-		return; /* whoever starts the device kicks every queue */
-	dev->type->notify(dev, queue);
+	if (go)
+		run_notify(worker, queue);
+}
+
+bool virtio_run(struct virtio_device *dev, unsigned queue)
+{
+	struct virtio_worker *worker = &dev->worker[queue % dev->workers];
+	bool go;
+
 	pthread_mutex_lock(&dev->device.lock);
-	worker->busy = false;
-	if (dev->parked)
-		pthread_cond_broadcast(&dev->idle);
+	go = !worker->busy && queue_runs(dev, queue);
+	if (go)
+		worker->busy = true;
 	pthread_mutex_unlock(&dev->device.lock);
+	if (go)
+		run_notify(worker, queue);
+	return go;
 }
 
 static void *worker_main(void *arg)

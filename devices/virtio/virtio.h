@@ -146,7 +146,7 @@ struct virtio_worker {
 	pthread_t thread;
 	int doorbell;		  /* eventfd */
 	_Atomic uint64_t pending; /* a bit for each queue that was notified, and WORKER_* */
-	bool made, busy;	  /* busy: inside `notify`; under the device's lock */
+	bool made, busy; /* busy: somebody is inside `notify` for it; under the device's lock */
 };
 
 struct virtio_device {
@@ -200,6 +200,9 @@ void virtio_broken(struct virtio_device *dev, const char *fmt, ...)
 	__attribute__((format(printf, 2, 3)));
 /* Calls `notify` for the queue on its worker: the device itself has something to do there. Any thread, any lock. */
 void virtio_kick(struct virtio_device *dev, unsigned queue);
+/* The same now and on this thread, which saves waking another. False: the queue's worker is at it, or the device does not
+ * run, and nothing was done. Without the lock. */
+bool virtio_run(struct virtio_device *dev, unsigned queue);
 
 /* The next request. 1: *chain is filled and has to be pushed; 0: there is none, or the queue is not in use or
  * broken. */

@@ -25,6 +25,7 @@
 
 #define PATIENCE 20 /* seconds */
 
+static const struct net_header no_header;
 static struct log quiet = {.fd = -1, .lock = PTHREAD_MUTEX_INITIALIZER};
 
 /* One end, as a NIC would hold it; the loop runs in a thread. */
@@ -33,6 +34,7 @@ struct end {
 	pthread_mutex_t lock;
 	pthread_cond_t cond;
 	unsigned readable, writable, ups, downs;
+	struct net_header header; /* of the frame received last */
 };
 
 struct machine {
@@ -166,7 +168,7 @@ static size_t receive(struct end *end, uint8_t *frame)
 
 	clock_gettime(CLOCK_REALTIME, &deadline);
 	deadline.tv_sec += PATIENCE;
-	while ((n = net_receive(end->net, frame, NET_FRAME_MAX)) == 0) {
+	while ((n = net_receive(end->net, &end->header, frame, NET_FRAME_MAX)) == 0) {
 		pthread_mutex_lock(&end->lock);
 		end->readable = 0;
 		net_receive_enable(end->net, true);
@@ -182,7 +184,7 @@ static int send_bytes(struct end *end, const uint8_t *bytes, size_t length)
 {
 	struct iovec iov[2] = {{(void *)bytes, 5}, {(void *)(bytes + 5), length - 5}};
 
-	return net_send(end->net, iov, 2);
+	return net_send(end->net, &no_header, iov, 2);
 }
 
 static void fill(uint8_t *bytes, size_t length, unsigned seed)
@@ -282,7 +284,8 @@ static void test_bad_stream(void **state)
 
 		net_receive_enable(m->end[0].net, true);
 		usleep(20000);
-		assert_int_equal(net_receive(m->end[0].net, frame, sizeof(frame)), 0);
+		assert_int_equal(
+			net_receive(m->end[0].net, &m->end[0].header, frame, sizeof(frame)), 0);
 	}
 	/* The connection is closed, not the network. */
 	assert_true(recv(fd, back, sizeof(back), 0) <= 0);
@@ -423,6 +426,89 @@ static void test_slirp_dies(void **state)
 	assert_int_equal(send_bytes(&m->end[0], frame, sizeof(frame)), 0);
 }
 
+/* Answers slirp's question for the guest's address, once (RFC 826). */
+static void answer_arp(struct end *end)
+{
+	static uint8_t asked[NET_FRAME_MAX];
+	uint8_t answer[60] = {0};
+	size_t n;
+
+	do
+		n = receive(end, asked);
+	while (n < 42 || asked[12] != 8 || asked[13] != 6 || asked[21] != 1);
+	memcpy(answer, asked + 6, 6);
+	memcpy(answer + 6, "\2\0\0\0\0\1\10\6", 8);
+	memcpy(answer + 14, asked + 14, 7);
+	answer[21] = 2;
+	memcpy(answer + 22, "\2\0\0\0\0\1", 6);
+	memcpy(answer + 28, asked + 38, 4);
+	memcpy(answer + 32, asked + 22, 10);
+	assert_int_equal(send_bytes(end, answer, sizeof(answer)), 0);
+}
+
+/* The next UDP datagram to the guest, put together; returns of how many frames it was. */
+static unsigned receive_datagram(struct end *end, uint8_t *data, size_t length, size_t mtu)
+{
+	static uint8_t frame[NET_FRAME_MAX];
+	unsigned frames = 0;
+	size_t done = 0;
+
+	while (done < length) {
+		size_t n = receive(end, frame), size;
+		uint32_t sum = 0;
+
+		if (n < 42 || frame[12] != 8 || frame[13] != 0 || frame[23] != 17)
+			continue;
+		assert_true(n <= 14 + mtu);
+		for (unsigned i = 14; i < 34; i += 2)
+			sum += (uint32_t)frame[i] << 8 | frame[i + 1];
+		assert_int_equal((sum & 0xffff) + (sum >> 16), 0xffff);
+		size = ((size_t)frame[16] << 8 | frame[17]) - 20;
+		assert_int_equal(((size_t)(frame[20] & 31) << 8 | frame[21]) * 8, done);
+		assert_int_equal(frame[20] & 0x20 ? 1 : 0, done + size < length);
+		memcpy(data + done, frame + 34, size);
+		done += size;
+		frames++;
+	}
+	assert_int_equal(done, length);
+	return frames;
+}
+
+/* A guest whose driver has not heard of the MTU gets what fits into 1500 bytes, another one all at once. */
+static void test_slirp_mtu(void **state)
+{
+	static uint8_t sent[4000], got[4008];
+	struct sockaddr_in address = {.sin_family = AF_INET,
+				      .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	struct machine *m = *state;
+	char list[128];
+	int fd, client = socket(AF_INET, SOCK_DGRAM, 0);
+	uint16_t port = free_port(&fd);
+
+	close(fd);
+	snprintf(list, sizeof(list), "slirp,hostfwd=udp:127.0.0.1:%u-:7777", port);
+	open_ok(m, 0, list);
+	assert_int_equal(net_mtu(m->end[0].net), 65520);
+	fill(sent, sizeof(sent), 1);
+	address.sin_port = htons(port);
+	for (unsigned known = 0; known < 2; known++) {
+		if (known)
+			net_configure(m->end[0].net, 0, 65520);
+		assert_int_equal(sendto(client, sent, sizeof(sent), 0, (struct sockaddr *)&address,
+					sizeof(address)),
+				 sizeof(sent));
+		if (!known)
+			answer_arp(&m->end[0]);
+		assert_int_equal(
+			receive_datagram(&m->end[0], got, sizeof(got), known ? 65520 : 1500),
+			known ? 1 : 3);
+		assert_memory_equal(got + 8, sent, sizeof(sent));
+	}
+	close(client);
+	refuse(m, "slirp,mtu=100", EINVAL, "from 1280 to 65520");
+	refuse(m, "slirp,mtu=65521", EINVAL, "from 1280 to 65520");
+}
+
 static void test_refusals(void **state)
 {
 	struct machine *m = *state;
@@ -444,6 +530,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_hostfwd, setup, teardown),
 		cmocka_unit_test(test_confined),
 		cmocka_unit_test_setup_teardown(test_slirp_confined, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_slirp_mtu, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_slirp_dies, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_refusals, setup, teardown),
 	};

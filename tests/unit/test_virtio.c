@@ -14,171 +14,25 @@
 
 #include "bus/pci.h"
 #include "devices/virtio/virtio.h"
-#include "tests/unit/fixture.h"
-
-#define RAM (4ull << 20)
-#define DESC 0x10000u
-#define AVAIL 0x11000u
-#define USED 0x12000u
-#define BUFFER 0x20000u
-#define SIZE 64u
-#define WAIT_MS 20000
-
-#define COMMON 0x0000
-#define NOTIFY 0x3000
-#define STATUS 0x14
-
-struct driver {
-	struct fixture *f;
-	struct device *device;
-	struct config *config;
-	char image[64];
-	uint64_t bar;
-	uint16_t avail, used;
-	FILE *log;
-};
-
-static uint64_t pci_ecam(unsigned reg)
-{
-	return PCI_ECAM_BASE + (3 << 15) + reg;
-}
-
-static void reg_write(struct driver *d, unsigned offset, unsigned size, uint64_t value)
-{
-	fixture_write(d->f, d->bar + offset, size, value);
-}
-
-static uint64_t reg_read(struct driver *d, unsigned offset, unsigned size)
-{
-	return fixture_read(d->f, d->bar + offset, size);
-}
-
-static void poke(struct driver *d, uint64_t gpa, const void *bytes, size_t len)
-{
-	assert_int_equal(memory_write(&d->f->vm.memory, gpa, bytes, len), 0);
-}
-
-static void peek(struct driver *d, uint64_t gpa, void *bytes, size_t len)
-{
-	assert_int_equal(memory_read(&d->f->vm.memory, gpa, bytes, len), 0);
-}
-
-static void descriptor(struct driver *d, uint64_t table, unsigned n, uint64_t addr, uint32_t len,
-		       uint16_t flags, uint16_t next)
-{
-	struct {
-		uint64_t addr;
-		uint32_t len;
-		uint16_t flags, next;
-	} desc = {addr, len, flags, next};
-
-	poke(d, table + 16 * n, &desc, sizeof(desc));
-}
-
-/* Makes `n` entries available, all of them chain `head`. */
-static void offer(struct driver *d, uint16_t head, unsigned n)
-{
-	for (unsigned i = 0; i < n; i++)
-		poke(d, AVAIL + 4 + 2 * (d->avail++ % SIZE), &head, 2);
-	poke(d, AVAIL + 2, &d->avail, 2);
-}
-
-static void notify(struct driver *d)
-{
-	reg_write(d, NOTIFY, 2, 0);
-}
-
-static bool is_broken(struct driver *d)
-{
-	return reg_read(d, STATUS, 1) & VIRTIO_STATUS_NEEDS_RESET;
-}
-
-/* Until the device has used `n` more chains, or is broken; the length of the last one. */
-static uint32_t await(struct driver *d, unsigned n)
-{
-	uint32_t entry[2];
-	uint16_t used = 0;
-
-	d->used = (uint16_t)(d->used + n);
-	for (unsigned ms = 0; ms < WAIT_MS; ms++) {
-		peek(d, USED + 2, &used, 2);
-		if (used == d->used || is_broken(d))
-			break;
-		usleep(1000);
-	}
-	assert_int_equal(used, d->used);
-	peek(d, USED + 4 + 8 * ((d->used - 1) % SIZE), entry, 8);
-	return entry[1];
-}
-
-static void await_broken(struct driver *d)
-{
-	for (unsigned ms = 0; ms < WAIT_MS && !is_broken(d); ms++)
-		usleep(1000);
-	assert_true(is_broken(d));
-}
-
-static void bring_up(struct driver *d, uint64_t features)
-{
-	const uint8_t zeros[4096] = {0};
-
-	reg_write(d, STATUS, 1, 0);
-	assert_int_equal(reg_read(d, STATUS, 1), 0);
-	d->avail = d->used = 0;
-	poke(d, AVAIL, zeros, sizeof(zeros));
-	poke(d, USED, zeros, sizeof(zeros));
-	reg_write(d, STATUS, 1, 3);
-	for (unsigned i = 0; i < 2; i++) {
-		reg_write(d, 0x08, 4, i);
-		reg_write(d, 0x0c, 4, features >> (32 * i) & UINT32_MAX);
-	}
-	reg_write(d, STATUS, 1, 11);
-	reg_write(d, 0x16, 2, 0);
-	reg_write(d, 0x18, 2, SIZE);
-	reg_write(d, 0x20, 4, DESC);
-	reg_write(d, 0x28, 4, AVAIL);
-	reg_write(d, 0x30, 4, USED);
-	reg_write(d, 0x1c, 2, 1);
-	reg_write(d, STATUS, 1, 15);
-}
+#include "tests/unit/driver.h"
 
 static int set_up_as(void **state, const char *name, const char *options, bool msix)
 {
-	struct driver *d = calloc(1, sizeof(*d));
-	struct fixture *f = fixture_create();
-	const struct device_class *cls = device_class_find(DEVICE_PCI, name);
-	struct error err = {0};
-	struct config *node;
+	char image[64] = "/tmp/skep-test-virtio-XXXXXX", list[128];
+	struct driver *d;
+	int fd, rc;
 
-	assert_non_null(d);
-	d->f = f;
-	d->config = f->vm.config = config_create();
-	d->log = tmpfile();
-	assert_non_null(d->log);
-	log_init(&f->log, fileno(d->log), LOG_WARN);
-	if (!msix) /* -W */
-		assert_int_equal(config_set(f->vm.config, "virtio_msix", "false", &err), 0);
-	if (memory_create(&f->vm.memory, &f->vm, RAM, false, false, &err))
-		fail_msg("%s", err.text);
-	fixture_device(f, &pci_bus_class, NULL);
-	node = config_make(f->vm.config, "pci.0.3.0", &err);
-	if (strcmp(name, "virtio-blk") == 0) {
-		int fd;
-
-		strcpy(d->image, "/tmp/skep-test-virtio-XXXXXX");
-		fd = mkstemp(d->image);
-		assert_true(fd >= 0);
-		assert_int_equal(ftruncate(fd, 1 << 20), 0);
-		close(fd);
-		assert_int_equal(config_set(node, "path", d->image, &err), 0);
-	}
-	assert_int_equal(config_set_list(node, options, NULL, &err), 0);
-	if (device_create(cls, &f->vm, node, &d->device, &err))
-		fail_msg("%s", err.text);
-	fixture_write(f, pci_ecam(PCI_COMMAND), 2, 7);
-	d->bar = fixture_read(f, pci_ecam(PCI_BAR(4)), 4) & ~15ull;
-	*state = d;
-	return 0;
+	if (strcmp(name, "virtio-blk") != 0)
+		return driver_set_up(state, name, NULL, msix);
+	fd = mkstemp(image);
+	assert_true(fd >= 0);
+	assert_int_equal(ftruncate(fd, 1 << 20), 0);
+	close(fd);
+	snprintf(list, sizeof(list), "%s%s%s", image, options ? "," : "", options ? options : "");
+	rc = driver_set_up(state, name, list, msix);
+	d = *state;
+	strcpy(d->image, image);
+	return rc;
 }
 
 static int set_up_rnd(void **state)
@@ -209,21 +63,6 @@ static int set_up_full(void **state)
 static int set_up_unflushable(void **state)
 {
 	return set_up_as(state, "virtio-blk", "fault=flush:EIO:1:1", true);
-}
-
-static int tear_down(void **state)
-{
-	struct driver *d = *state;
-	struct memory memory = d->f->vm.memory;
-
-	fixture_destroy(d->f);
-	memory_destroy(&memory);
-	config_destroy(d->config);
-	if (d->image[0])
-		unlink(d->image);
-	fclose(d->log);
-	free(d);
-	return 0;
 }
 
 static void buffers_are_filled(void **state)
@@ -656,9 +495,9 @@ static void msi_instead_of_msix(void **state)
 	await_msis(d, 2);
 }
 
-#define RND(fn) cmocka_unit_test_setup_teardown(fn, set_up_rnd, tear_down)
-#define WITH(fn, set_up_fn) cmocka_unit_test_setup_teardown(fn, set_up_fn, tear_down)
-#define BLK(fn) cmocka_unit_test_setup_teardown(fn, set_up_blk, tear_down)
+#define RND(fn) cmocka_unit_test_setup_teardown(fn, set_up_rnd, driver_tear_down)
+#define WITH(fn, set_up_fn) cmocka_unit_test_setup_teardown(fn, set_up_fn, driver_tear_down)
+#define BLK(fn) cmocka_unit_test_setup_teardown(fn, set_up_blk, driver_tear_down)
 
 int main(void)
 {
