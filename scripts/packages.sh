@@ -6,9 +6,10 @@ build_packages="gcc libc6-dev meson ninja-build pkg-config liburcu-dev libmd-dev
 	libslirp-dev nasm libcmocka-dev"
 # What makes a Debian system on a disk (tests/disk/make-image), and speaks to it.
 disk_packages="mmdebstrap e2fsprogs xorriso openssh-client"
-# What the tests take besides: the other compiler, what looks at our tables and pages, and the nest in which skep meets
-# real KVM (QEMU and busybox).
-test_packages="clang mandoc acpica-tools dmidecode qemu-system-x86 busybox-static $disk_packages"
+# What the tests take besides: the other compiler, what looks at our tables and pages, the nest in which skep meets
+# real KVM (QEMU and busybox), and what the network is tested with.
+test_packages="clang mandoc acpica-tools dmidecode qemu-system-x86 busybox-static $disk_packages passt iperf3
+	iproute2"
 
 # need_packages PACKAGE...: says which ones it is about to install, and installs them.
 need_packages() {

@@ -73,7 +73,11 @@ int tap_open(struct net *net, const char *name, struct error *err)
 	net->kind = &net_tap;
 	net->fd = open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK);
 	if (net->fd < 0)
-		return error_set(err, errno, "tap '%s': /dev/net/tun: %s", name, strerror(errno));
+		return error_set(err, errno,
+				 "tap '%s': /dev/net/tun: %s; a tap takes the right to open that, "
+				 "and CAP_NET_ADMIN or an "
+				 "interface made for this user",
+				 name, strerror(errno));
 	strcpy(request.ifr_name, name);
 	if (ioctl(net->fd, TUNSETIFF, &request) == 0) {
 		int size = sizeof(struct tap_header);

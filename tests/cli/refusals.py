@@ -164,6 +164,21 @@ class Devices(cli.SkepTest):
         self.refused_device('virtio-console,a=/nonexistent/b', ['port a', '/nonexistent/b', 'No such file'])
         self.refused_device('virtio-blk,/x,bootindex=first', ['bootindex', 'first'])
 
+    def test_network_cards(self):
+        for conf, wanted in (('bridge0', ['bridge0', 'slirp', 'tap=NAME', 'unix:PATH']),
+                             ('slirp,hostfwd=22', ['hostfwd=22', 'tcp|udp']),
+                             ('slirp,mtu=68', ['mtu=68', '1280']),
+                             ('slirp,mac=1:2', ['mac=1:2', 'six']),
+                             (f'unix:{self.dir}/nobody', ['nobody', 'listen'])):
+            self.refused_device(f'virtio-net,{conf}', wanted)
+
+    def test_tap_without_rights(self):
+        self.dir.chmod(0o777)
+        other = {'user': 65534, 'group': 65534, 'extra_groups': []} if os.geteuid() == 0 else {}
+        result = self.skep('-s', '4,virtio-net,tap=skep-test0', '--kernel', self.guest('hello.elf'), 'vm0', **other)
+        self.assertEqual((result.returncode, result.stdout), (cli.REFUSED, ''))
+        self.assertRegex(result.stderr, r"\Askep: pci\.0\.4\.0 [^\n]*tap 'skep-test0'[^\n]*CAP_NET_ADMIN[^\n]*\n\Z")
+
 
 class Help(cli.SkepTest):
     def test_usage_lists_every_option(self):

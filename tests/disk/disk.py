@@ -31,9 +31,11 @@ class Failure(Exception):
     pass
 
 
-def image(cache, name='disk', options=('--include', 'fio,curl,python3-minimal')):
-    """The directory of an image, built if it is not there; None with the reason where it cannot be."""
-    where = cache / name
+def image(cache, name='disk', options=('--include', 'fio,curl,python3-minimal,iperf3')):
+    """The directory of an image, built if it is not there; None with the reason where it cannot be. It is named after what
+    it is made of, so that another recipe makes another image."""
+    recipe = repr(options).encode() + (HERE / 'make-image').read_bytes()
+    where = cache / f'{name}-{hashlib.md5(recipe).hexdigest()[:8]}'
     if (where / 'complete').exists():
         return where, None
     if os.geteuid() != 0:
@@ -53,11 +55,12 @@ def image(cache, name='disk', options=('--include', 'fio,curl,python3-minimal'))
 class Guest:
     """One VM. Its disk is a copy, or the image itself with writes thrown away."""
 
-    def __init__(self, args, work, disk, options='', cpus=1, more=(), device='virtio-blk', root='root=LABEL=skep', files=None):
+    def __init__(self, args, work, disk, options='', cpus=1, more=(), device='virtio-blk', root='root=LABEL=skep', files=None,
+                 name='disk'):
         self.args, self.work, self.files = args, work, files or args.image
         with socket.socket() as s:
             s.bind(('127.0.0.1', 0))
-            self.port = s.getsockname()[1]
+            self.host, self.port = '127.0.0.1', s.getsockname()[1]
         self.console = work / 'console.txt'
         self.console.unlink(missing_ok=True)
         self.errors = (work / 'stderr.txt').open('wb')
@@ -66,7 +69,7 @@ class Guest:
              '-s', f'3,{device},{disk}{options}',
              '-s', f'4,virtio-net,slirp,hostfwd=tcp:127.0.0.1:{self.port}-:22', '-s', '5,virtio-rnd', *more,
              '-l', f'com1,file={self.console}', '--kernel', self.files / 'vmlinuz', '--initrd', self.files / 'initrd.img',
-             '--append', f'{root} console=ttyS0', f'disk-{os.getpid()}'],
+             '--append', f'{root} console=ttyS0', f'{name}-{os.getpid()}'],
             stdin=subprocess.DEVNULL, stdout=self.errors, stderr=subprocess.STDOUT)
 
     def __enter__(self):
@@ -80,7 +83,7 @@ class Guest:
 
     def ssh_command(self, command):
         return ['ssh', '-q', '-o', 'StrictHostKeyChecking=no', '-o', 'UserKnownHostsFile=/dev/null', '-o', 'BatchMode=yes',
-                '-o', 'ConnectTimeout=10', '-i', self.files / 'ssh-key', '-p', str(self.port), 'root@127.0.0.1', command]
+                '-o', 'ConnectTimeout=10', '-i', self.files / 'ssh-key', '-p', str(self.port), f'root@{self.host}', command]
 
     def ssh(self, command, limit=60, check=True):
         done = subprocess.run(self.ssh_command(command), timeout=limit * self.args.slow, stdin=subprocess.DEVNULL,
@@ -290,7 +293,7 @@ TESTS = {
 }
 
 
-def main():
+def arguments():
     parser = argparse.ArgumentParser()
     parser.add_argument('--skep', required=True)
     parser.add_argument('--cache', type=pathlib.Path, required=True)
@@ -300,9 +303,14 @@ def main():
     parser.add_argument('tests', nargs='*')
     args = parser.parse_args()
     args.cache = pathlib.Path(os.environ.get('SKEP_TEST_CACHE', args.cache))
-    names = args.tests or [n for n, (_, suite) in TESTS.items() if suite == (args.suite or 'quick')]
+    return args
+
+
+def run_tests(args, tests, obstacle=None):
+    """As TAP; all are skipped where there is no image, or something else in the way. True: one failed."""
+    names = args.tests or [n for n, (_, suite) in tests.items() if suite == (args.suite or 'quick')]
     print(f'1..{len(names)}', flush=True)
-    args.image, reason = image(args.cache)
+    args.image, reason = (None, obstacle) if obstacle else image(args.cache)
     failed = False
     for number, name in enumerate(names, 1):
         if args.image is None:
@@ -311,7 +319,7 @@ def main():
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix='skep-disk-', dir='/var/tmp') as work:
             try:
-                TESTS[name][0](args, pathlib.Path(work))
+                tests[name][0](args, pathlib.Path(work))
                 print(f'ok {number} {name} ({time.monotonic() - began:.0f} s)', flush=True)
             except (Failure, subprocess.TimeoutExpired) as error:
                 failed = True
@@ -321,4 +329,4 @@ def main():
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_tests(arguments(), TESTS))
