@@ -6,7 +6,7 @@
  * A command is read once from the guest's memory (header, FIS, PRD entries), checked, and carried out: by the back end in
  * pieces of up to AHCI_IOVS PRD entries, or at once. vCPUs only set bits of PxCI; a worker thread begins the commands.
  *
- * Keys: port.N.type=hd|cd, port.N.path and the other options of backend/block/block.h, port.N.ser; ahci-hd and ahci-cd
+ * Keys: port.N.type=hd|cd, port.N.path and the other options of backend/block/block.h, port.N.ser, port.N.bootindex; ahci-hd and ahci-cd
  * have theirs without "port.N." and are one port.
  */
 #include "devices/ahci.h"
@@ -82,6 +82,7 @@ static int port_open(struct ahci *ahci, unsigned n, bool cd, struct config *node
 	struct ahci_port *port = &ahci->port[n];
 	const char *serial = config_get(node, "ser");
 	uint8_t digest[MD5_DIGEST_LENGTH];
+	uint64_t bootindex;
 	MD5_CTX md5;
 	int rc = config_check_names(node, BLOCK_OPTIONS "device pcireg port ser bootindex type",
 				    err);
@@ -89,6 +90,8 @@ static int port_open(struct ahci *ahci, unsigned n, bool cd, struct config *node
 	port->ahci = ahci;
 	port->index = n;
 	port->cd = cd;
+	if (!rc) /* for the firmware */
+		rc = config_get_u64(node, "bootindex", 0, 0, 65535, &bootindex, err);
 	if (!rc && cd)
 		rc = config_set(node, "ro", "true", err);
 	if (!rc)

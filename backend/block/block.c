@@ -257,6 +257,16 @@ void block_drain(struct block *block)
 	pthread_mutex_unlock(&block->lock);
 }
 
+static void cancel_all(struct block *block, struct block_request *request)
+{
+	while (request != NULL) {
+		struct block_request *next = request->next;
+
+		block_complete(block, request, -ECANCELED);
+		request = next;
+	}
+}
+
 void block_cancel(struct block *block)
 {
 	struct block_request *request;
@@ -266,11 +276,8 @@ void block_cancel(struct block *block)
 	block->head = NULL;
 	block->tail = &block->head;
 	pthread_mutex_unlock(&block->lock);
-	while (request != NULL) {
-		struct block_request *next = request->next;
-
-		block_complete(block, request, -ECANCELED);
-		request = next;
-	}
+	cancel_all(block, request);
+	if (block->uring != NULL)
+		cancel_all(block, uring_take_waiting(block->uring));
 	block_drain(block);
 }

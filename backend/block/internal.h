@@ -68,6 +68,8 @@ int uring_create(struct uring **out, struct block *block, struct error *err);
 void uring_destroy(struct uring *uring);
 void uring_submit(struct uring *uring, struct block_request *request); /* read, write or flush */
 void uring_kick(struct uring *uring);
+/* What the kernel was not told of yet; it is out of the list. */
+struct block_request *uring_take_waiting(struct uring *uring);
 
 /* is_volatile: a flush moves everything to the image; otherwise nothing ever does. */
 int overlay_create(struct overlay **out, struct block *block, bool is_volatile, struct error *err);

@@ -69,6 +69,18 @@ void uring_submit(struct uring *uring, struct block_request *request)
 	pthread_mutex_unlock(&uring->lock);
 }
 
+struct block_request *uring_take_waiting(struct uring *uring)
+{
+	struct block_request *waiting;
+
+	pthread_mutex_lock(&uring->lock);
+	waiting = uring->head;
+	uring->head = NULL;
+	uring->tail = &uring->head;
+	pthread_mutex_unlock(&uring->lock);
+	return waiting;
+}
+
 void uring_kick(struct uring *uring)
 {
 	pthread_mutex_lock(&uring->lock);

@@ -3,6 +3,12 @@
  * several queues; block size and topology of the image. Without VIRTIO_BLK_F_FLUSH every write is flushed before it
  * completes (5.2.6.2). Left out: secure erase, lifetime, geometry, CONFIG_WCE, zoned devices.
  *
+ * One worker serves all queues: it only takes requests and hands them to the back end, which does them in the kernel
+ * (io_uring) or on threads of its own, many at a time and whichever queue they came by, and each completes on a thread of
+ * the back end's, in the queue and with the MSI-X vector that it came by. More workers would contend for the device's lock
+ * and split the batches in which requests are submitted. So a guest's queues keep its CPUs out of each other's way,
+ * which is what they are for, and cost no threads here.
+ *
  * Keys: those of backend/block/block.h; ser=TEXT, the serial number (20 characters); queues=N; bootindex=N, kept for the
  * firmware.
  */

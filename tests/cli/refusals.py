@@ -162,7 +162,8 @@ class Devices(cli.SkepTest):
                 self.refused(['-s', f'{place},{device},bogus=1', KERNEL, 'vm0'], ['bogus', 'no such option', known])
         self.refused_device('virtio-console', ['0 ports'])
         self.refused_device('virtio-console,a=/nonexistent/b', ['port a', '/nonexistent/b', 'No such file'])
-        self.refused_device('virtio-blk,/x,bootindex=first', ['bootindex', 'first'])
+        for disk in ('virtio-blk', 'ahci-hd', 'ahci-cd'):
+            self.refused_device(f'{disk},/x,bootindex=first', ['bootindex', 'first'])
 
     def test_network_cards(self):
         for conf, wanted in (('bridge0', ['bridge0', 'slirp', 'tap=NAME', 'unix:PATH']),

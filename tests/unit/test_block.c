@@ -506,6 +506,48 @@ static void test_flush_is_fdatasync(void **state)
 	}
 }
 
+static unsigned cancelled;
+
+/* Lets those go on that the gate holds. */
+static void done_or_cancelled(struct block_request *request, int error)
+{
+	(void)request;
+	pthread_mutex_lock(&sync_gate.lock);
+	cancelled += error == -ECANCELED;
+	if (cancelled)
+		sync_gate.held = false;
+	pthread_cond_broadcast(&sync_gate.changed);
+	pthread_mutex_unlock(&sync_gate.lock);
+}
+
+/* What has not begun when a guest resets its disk is not done: no wait for a thousand requests. */
+static void test_cancel(void **state)
+{
+	enum { N = 1000, THREADS = 4 };
+	static const char *const ways[] = {"aio=threads", "aio=auto"};
+	static struct block_request request[N];
+	char path[64];
+
+	(void)state;
+	for (unsigned w = 0; w < 2; w++) {
+		struct block *block;
+
+		make_image(path, SIZE);
+		block = open_ok(path, ways[w]);
+		cancelled = 0;
+		sync_gate.held = true;
+		for (unsigned i = 0; i < N; i++) {
+			request[i] = (struct block_request){.op = BLOCK_FLUSH,
+							    .done = done_or_cancelled};
+			block_submit(block, &request[i]);
+		}
+		block_cancel(block);
+		assert_in_range(cancelled, N - THREADS, N);
+		block_close(block);
+		unlink(path);
+	}
+}
+
 static void test_refusals(void **state)
 {
 	char path[64];
@@ -557,7 +599,8 @@ int main(void)
 		cmocka_unit_test(test_snapshot), cmocka_unit_test(test_volatile),
 		cmocka_unit_test(test_locks),	 cmocka_unit_test(test_killed),
 		cmocka_unit_test(test_faults),	 cmocka_unit_test(test_flush_is_fdatasync),
-		cmocka_unit_test(test_refusals), cmocka_unit_test(test_sectors),
+		cmocka_unit_test(test_cancel),	 cmocka_unit_test(test_refusals),
+		cmocka_unit_test(test_sectors),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
