@@ -242,6 +242,8 @@ uint64_t soft_mem_slow(struct soft_cpu *cpu, uint64_t linear, uint32_t desc)
 	next = bounce_pieces(cpu, linear, desc);
 	if (next)
 		return leave(cpu, next);
+	if (cpu->break_data)
+		soft_debug_access(cpu, linear, desc & MEM_SIZE, desc & MEM_WRITE);
 	direct = bounce_direct(cpu);
 	if (direct) {
 		b->direct = true;

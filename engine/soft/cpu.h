@@ -113,8 +113,9 @@ enum tlb_kind { TLB_USER, TLB_SUPER, TLB_SUPER_AC, TLB_KINDS };
 #define MODE_OSXSAVE 0x0800u /* CR4.OSXSAVE */
 #define MODE_AVX 0x1000u     /* OSXSAVE and XCR0 has SSE and AVX state */
 #define MODE_AVX512 0x2000u  /* .. and opmask, ZMM_Hi256, Hi16_ZMM */
-#define MODE_STEP 0x4000u    /* RFLAGS.TF or the monitor's single step: one instruction a block */
-#define MODE_AC 0x8000u	     /* CR0.AM, RFLAGS.AC and CPL 3: misaligned accesses are #AC */
+#define MODE_STEP \
+	0x4000u /* RFLAGS.TF, a breakpoint in DR7, or the monitor's single step: one instruction a block */
+#define MODE_AC 0x8000u /* CR0.AM, RFLAGS.AC and CPL 3: misaligned accesses are #AC */
 #define MODE_SHADOW \
 	0x10000u /* in an STI or MOV SS shadow: one instruction, then events are looked at */
 #define MODE_OSXMMEX 0x20000u /* CR4.OSXMMEXCPT: SIMD exceptions are #XM, else #UD */
@@ -210,6 +211,8 @@ struct soft_cpu {
 	uint64_t efer, apic_base, xcr0, dr[8];
 	struct x86_msrs msr;
 	uint8_t cpl;
+	/* Breakpoints that DR7 enables, a bit each: of instructions, of data; those of data that the instruction has met. */
+	uint8_t break_code, break_data, break_met;
 	bool shadow_sti, shadow_mov_ss;
 	bool nmi_masked;
 	uint64_t tsc_offset; /* guest TSC = soft_now() + this: time.h */
@@ -340,6 +343,12 @@ void soft_advance(struct soft_cpu *cpu, const struct insn *insn);
 /* After any change of CR0, CR4, EFER, XCR0, CS, SS, RFLAGS.TF/AC, CPL: derives cpu->mode, cpu->fs_base,
  * and the TLB in use. */
 void soft_update_mode(struct soft_cpu *cpu);
+/* After a change of debug registers, before soft_update_mode(): break_code, break_data and the TLB follow them. */
+void soft_debug_update(struct soft_cpu *cpu);
+/* The instruction breakpoints at cpu->rip. */
+uint8_t soft_debug_code(const struct soft_cpu *cpu);
+/* Notes the data breakpoints that an access meets. True if it must not go by way of the TLB. */
+bool soft_debug_access(struct soft_cpu *cpu, uint64_t linear, uint64_t len, bool write);
 /* Delivers cpu->fault through the IDT; nested faults become #DF, then NEXT_EXIT with EXIT_SHUTDOWN. */
 enum soft_next soft_deliver_fault(struct soft_cpu *cpu);
 /* Delivers an external interrupt or NMI. */

@@ -250,7 +250,11 @@ HELPER(do_mov_dr)
 	else if (n == 7)
 		value = (value & DR7_BITS) | DR7_FIXED;
 	cpu->dr[n] = value;
-	return done(cpu, insn);
+	if (n == 6)
+		return done(cpu, insn);
+	soft_debug_update(cpu);
+	done_mode(cpu, insn);
+	return NEXT_LEAVE;
 }
 
 HELPER(do_clts)

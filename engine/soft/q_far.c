@@ -489,6 +489,9 @@ static bool iret_flags(struct soft_cpu *cpu, uint64_t image, unsigned size, unsi
 
 	cpu->cpl = (uint8_t)cpl;
 	look = flags_load(cpu, image, size);
+	/* The resume flag is for the next instruction only, which turn() sees to; nobody else asks for it. */
+	if (cpu->break_code && size > 2)
+		cpu->sysflags |= image & X86_FL_RF;
 	cpu->cpl = (uint8_t)now;
 	if (cpu->nmi_masked) {
 		cpu->nmi_masked = false;

@@ -78,7 +78,7 @@ void soft_update_mode(struct soft_cpu *cpu)
 {
 	uint32_t mode = mode_code(cpu) | mode_vector(cpu);
 
-	if ((cpu->sysflags & X86_FL_TF) || cpu->single_step)
+	if ((cpu->sysflags & X86_FL_TF) || cpu->single_step || cpu->break_code || cpu->break_data)
 		mode |= MODE_STEP;
 	if ((cpu->cr0 & X86_CR0_AM) && (cpu->sysflags & X86_FL_AC) && cpu->cpl == 3)
 		mode |= MODE_AC;

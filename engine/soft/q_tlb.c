@@ -376,7 +376,8 @@ static uint8_t *mem_fill(struct soft_cpu *cpu, uint64_t linear, unsigned size, u
 	if (soft_translate_va(cpu, linear, access, &gpa, &page_size))
 		return NULL;
 	hva = cpu_ptr(cpu, gpa, size, &writable);
-	if (!hva)
+	if (!hva ||
+	    (cpu->break_data && soft_debug_access(cpu, linear, size, access == ACCESS_WRITE)))
 		return NULL;
 	if (access == ACCESS_WRITE && (!writable || !page_write_direct(cpu->svm, gpa)))
 		return NULL;
@@ -410,6 +411,9 @@ void *soft_direct(struct soft_cpu *cpu, uint64_t linear, uint64_t len, unsigned 
 	uint8_t *hva;
 
 	*next = NEXT_GO;
+	if (cpu->break_data && !(access & ACCESS_SYSTEM) &&
+	    soft_debug_access(cpu, linear, len, write))
+		return NULL;
 	if ((linear + len - 1 + (write ? tlb->wtag[i] : tlb->rtag[i])) >> 12 == 0)
 		return (uint8_t *)(uintptr_t)(linear + tlb->addend[i]);
 	if ((linear & PAGE_LOW) + len > 4096)

@@ -405,17 +405,31 @@ static void wait_for_request(struct soft_cpu *cpu)
 static enum soft_next after_step(struct soft_cpu *cpu)
 {
 	bool trap = cpu->step_trap;
+	uint8_t met = cpu->break_met;
 
 	cpu->step_trap = false;
+	cpu->break_met = 0;
 	if (cpu->single_step) {
 		cpu->exit->code = EXIT_MTRAP;
 		return NEXT_EXIT;
 	}
-	if (!trap || cpu->shadow_mov_ss)
+	if (!(trap || met) || cpu->shadow_mov_ss)
 		return NEXT_LEAVE;
 	soft_raise(cpu, X86_DB);
 	cpu->fault.trap = true;
-	cpu->fault.dr6 = 0x4000; /* BS */
+	cpu->fault.dr6 = met | (trap ? 0x4000 : 0); /* BS */
+	return NEXT_FAULT;
+}
+
+/* An instruction breakpoint is a fault, before the instruction. */
+static enum soft_next before_step(struct soft_cpu *cpu)
+{
+	uint8_t met = soft_debug_code(cpu);
+
+	if (!met || (cpu->sysflags & X86_FL_RF))
+		return NEXT_GO;
+	soft_raise(cpu, X86_DB);
+	cpu->fault.dr6 = met;
 	return NEXT_FAULT;
 }
 
@@ -423,6 +437,7 @@ static enum soft_next after_step(struct soft_cpu *cpu)
 static enum soft_next turn(struct soft_cpu *cpu)
 {
 	enum soft_next next = take_requests(cpu);
+	uint64_t resume;
 
 	if (next != NEXT_GO)
 		return next;
@@ -444,13 +459,21 @@ static enum soft_next turn(struct soft_cpu *cpu)
 			cpu->shadow_sti = cpu->shadow_mov_ss = false;
 	}
 	cpu->step_trap = cpu->sysflags & X86_FL_TF;
+	cpu->break_met = 0;
+	next = cpu->break_code ? before_step(cpu) : NEXT_GO;
+	if (next != NEXT_GO)
+		return next;
+	resume = cpu->sysflags & X86_FL_RF;
+	cpu->sysflags &= ~X86_FL_RF;
 	next = soft_run(cpu);
+	if (next == NEXT_EXIT)
+		cpu->sysflags |= resume; /* the instruction may come again */
 	cpu->stepping = false;
 	if (next == NEXT_FAULT)
 		cpu->step_trap = false;
 	if (next != NEXT_EXIT)
 		soft_replay_clear(cpu);
-	if (next == NEXT_LEAVE && (cpu->step_trap || cpu->single_step))
+	if (next == NEXT_LEAVE && (cpu->step_trap || cpu->single_step || cpu->break_met))
 		next = after_step(cpu);
 	return next;
 }

@@ -124,6 +124,7 @@ int state_to_cpu(struct soft_cpu *cpu, const struct x86_state *s)
 	load_xsave(cpu, s);
 	lapic_load(cpu, s->lapic);
 	lapic_set_tpr(cpu, (uint8_t)(s->cr8 << 4));
+	soft_debug_update(cpu);
 	soft_update_mode(cpu);
 	soft_tlb_flush_all(cpu, true);
 	soft_tlb_switch(cpu, true);

@@ -23,7 +23,7 @@ PACKAGES = ('libc-bin', 'openssl', 'gcc', 'libc6-dev', 'gdb', 'stress-ng', 'pyth
 LEFT_OUT = ('./usr/share/doc*', './usr/share/man*', './usr/share/locale*', './usr/share/info*', './usr/share/icons*',
             './usr/share/perl*', './usr/lib/*/perl*', './usr/lib/x86_64-linux-gnu/libLLVM*', './usr/lib/*/dri/*',
             './usr/lib/gcc/*/lto1', './usr/lib/gcc/*/lib*san*', './usr/lib/x86_64-linux-gnu/lib*san.so*',
-            './usr/lib/gcc/*/libgomp*', './usr/lib/x86_64-linux-gnu/lib*_p.a', 
+            './usr/lib/gcc/*/libgomp*', './usr/lib/x86_64-linux-gnu/lib*_p.a',
             './usr/share/dpkg*', './usr/lib/python3*/idlelib*', './usr/share/X11*')
 PATTERN = bytes(i * i % 251 for i in range(1 << 16)) * 16
 DIGESTS = ('md5', 'sha1', 'sha256', 'sha512', 'sha3-256', 'blake2b512', 'sm3')
@@ -232,16 +232,24 @@ info registers rip
 set $before = $pc
 stepi
 printf "says moved %d\n", $pc != $before
-set can-use-hw-watchpoints 0
 watch counter
 continue
 printf "says watched %d\n", counter
 continue
 printf "says watched %d\n", counter
 delete
-tbreak twice if n == 20
+rwatch counter
 continue
-printf "says again %d\n", n
+delete
+set can-use-hw-watchpoints 0
+watch counter
+continue
+printf "says stepped over %d\n", counter
+delete
+hbreak twice if n == 20
+continue
+printf "says hardware %d\n", n
+delete
 set var n = 1020
 set $i = 0
 while $i < 50
@@ -252,7 +260,7 @@ printf "says stepped %d\n", $i
 continue
 printf "says exit %d\n", $_exitcode
 '''
-GDB_SAYS = ('says n 10', 'says counter 110', 'says moved 1', 'says watched 132', 'says watched 156', 'says again 20',
+GDB_SAYS = ('says n 10', 'says counter 110', 'says moved 1', 'says watched 132', 'says watched 156', 'says stepped over 182', 'says hardware 20',
             'says stepped 50', 'says exit 1')
 
 BIT32 = r'''

@@ -127,6 +127,7 @@ GUESTS = [
     Guest('system64_pressed', *PRESSED, source='system64', stderr=FLUSHED, engines=('soft',)),
     Guest('churn_pressed', '-c', '2', *PRESSED, source='churn', stderr=FLUSHED, engines=('soft',)),
     Guest('smc_pressed', *PRESSED, source='smc', stderr=FLUSHED, engines=('soft',)),
+    Guest('debug', engines=('soft',)),
     # ways to end
     Guest('poweroff', status=POWEROFF),
     Guest('halt', status=HALT),
