@@ -39,6 +39,10 @@
 ;> PASS cr3 load
 ;> PASS global stays or goes, invlpg
 ;> PASS pge off and on
+;> PASS jump to a page
+;> PASS jump to a page, invlpg
+;> PASS jump to a page, cr3 load
+;> PASS jump to a page, absent
 ;> PASS pcid 0
 ;> PASS pcid 1
 ;> PASS pcid 0 again
@@ -63,6 +67,9 @@
 %define PAGE1 0x310000
 %define PAGE2 0x311000
 %define PAGE3 0x312000
+%define FROM_PAGE 0x314000
+%define TO_PAGE1 0x315000
+%define TO_PAGE2 0x316000
 %define KSP SCRATCH
 %define DESC (SCRATCH + 16)     ; of INVPCID
 %define RSP0 0x208000
@@ -198,6 +205,7 @@ main:	call set_up
 	call large
 	call supervisor
 	call caching
+	call jumps
 	call pcids
 	mov rsi, 0x0000800000000000
 	TRY mov al, [rsi]
@@ -469,6 +477,49 @@ caching:
 	CR4_CLEAR 0x80
 	movzx eax, byte [r15]
 	CHECK "pge off and on", 0x11
+	ret
+
+; Code at T that jumps to the next page, often enough for an engine to make it one piece; then that page is another one.
+jumps:	mov byte [FROM_PAGE], 0xe9      ; jmp T + 0x1000
+	mov dword [FROM_PAGE + 1], 0x1000 - 5
+	mov dword [TO_PAGE1], 0xc311b0  ; mov al, 0x11; ret
+	mov dword [TO_PAGE2], 0xc322b0
+	mov qword [PT2 + 8], TO_PAGE1 + P
+	PTE FROM_PAGE + P
+	invlpg [r15 + 0x1000]
+	call jump_often
+	CHECK "jump to a page", 0x11
+	mov qword [PT2 + 8], TO_PAGE2 + P
+	invlpg [r15 + 0x1000]
+	call jump_often
+	CHECK "jump to a page, invlpg", 0x22
+	mov qword [PT2 + 8], TO_PAGE1 + P
+	mov rax, cr3
+	mov cr3, rax
+	call jump_often
+	CHECK "jump to a page, cr3 load", 0x11
+	mov qword [PT2 + 8], 0
+	invlpg [r15 + 0x1000]
+	mov rdi, r15
+	TRY_CALL
+	CHECK_FAULT "jump to a page, absent", 14, 0x10
+	PTE PAGE1 + P + W
+	ret
+; EAX = the sum of what the jump came to, divided by how often: all of them must agree.
+jump_often:
+	mov ecx, 100
+	xor edx, edx
+.again:	xor eax, eax
+	call r15
+	add edx, eax
+	dec ecx
+	jnz .again
+	mov eax, edx
+	xor edx, edx
+	mov ecx, 100
+	div ecx
+	imul edx, edx, 1000             ; a remainder shows
+	add eax, edx
 	ret
 
 ; Two address spaces that differ at T, by PCID.
