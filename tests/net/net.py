@@ -15,6 +15,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -316,6 +317,9 @@ TESTS = {
 def main():
     if os.geteuid() != 0:
         return run_tests(arguments(), TESTS, 'a network namespace takes root')
+    missing = [program for program in ('passt', 'iperf3', 'ip', 'unshare') if not shutil.which(program)]
+    if missing:
+        return run_tests(arguments(), TESTS, 'no ' + ', '.join(missing))
     if os.environ.get('SKEP_TEST_NETNS') is None:
         # The image is built out here, where the packages are.
         args = arguments()
