@@ -88,9 +88,9 @@ def qemu(options, cpus, memory, kernel, initrd=None, append=""):
             "-serial", "stdio", "-kernel", kernel]
     if initrd:
         # This machine has no timer but the PIT to tell the TSC's rate by, and on a busy host Linux does not get that
-        # done, says so and hangs. So it is told; skep's CPUID tells it.
+        # done, says so and hangs, or has a clock of 4 ms. So it is told; skep's CPUID tells it.
         argv += ["-initrd", initrd,
-                 "-append", f"console=ttyS0 quiet panic=-1 tsc_early_khz={options.tsc_khz} {append}"]
+                 "-append", f"console=ttyS0 quiet panic=-1 tsc_early_khz={options.tsc_khz} tsc=reliable {append}"]
     return argv
 
 
