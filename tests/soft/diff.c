@@ -65,7 +65,8 @@ struct harness {
 	/* the case */
 	uint32_t mode; /* MODE_* to decode with */
 	struct insn insn;
-	uint8_t bytes[32];
+	unsigned len; /* of the instruction and what follows it on the same base */
+	uint8_t bytes[64];
 	struct cpu_image start, native, soft;
 	uint8_t data_start[DATA_SIZE], data_soft[DATA_SIZE];
 };
@@ -247,7 +248,7 @@ static int run_soft(struct harness *h)
 	memcpy(h->soft.xsave, s->xsave, native_xsave_size());
 	if (memory_read(&h->vm->memory, G_DATA, h->data_soft, DATA_SIZE))
 		return -EFAULT;
-	if (h->soft.vector == 3 && h->soft.rip == h->start.rip + h->insn.len + 1) {
+	if (h->soft.vector == 3 && h->soft.rip == h->start.rip + h->len + 1) {
 		h->soft.vector = -1;
 		h->soft.rip--;
 	}
@@ -1000,10 +1001,92 @@ static void tame_flags(struct harness *h)
 	memcpy(h->data_start + at, &value, 8);
 }
 
+/* Instructions with one operand near the first one's: [base + disp + some]. /r or /n: ModRM's reg field. */
+static const struct follower {
+	uint8_t n, b[4];
+	uint8_t reg; /* or ANY */
+} followers[] = {
+	{1, {0x8b}, ANY},	      /* mov r, m */
+	{1, {0x89}, ANY},	      /* mov m, r */
+	{1, {0x88}, ANY},	      /* mov m, r8 */
+	{1, {0x03}, ANY},	      /* add r, m */
+	{1, {0x31}, ANY},	      /* xor m, r */
+	{2, {0x66, 0x89}, ANY},	      /* mov m, r16 */
+	{1, {0x01}, ANY},	      /* add m, r */
+	{1, {0xff}, 0},		      /* inc m */
+	{2, {0x0f, 0x10}, ANY},	      /* movups x, m */
+	{2, {0x0f, 0x11}, ANY},	      /* movups m, x */
+	{2, {0x0f, 0x28}, ANY},	      /* movaps x, m */
+	{3, {0x66, 0x0f, 0xd6}, ANY}, /* movq m, x */
+	{3, {0xf3, 0x0f, 0x58}, ANY}, /* addss x, m */
+	{2, {0x0f, 0xb6}, ANY},	      /* movzx r, m8 */
+	{1, {0xdd}, 0},		      /* fld m64 */
+	{1, {0x3b}, ANY},	      /* cmp r, m */
+};
+
+/* A register that a follower may change: not the base, nor the stack's. */
+static unsigned other_register(struct harness *h, unsigned base)
+{
+	unsigned reg;
+
+	do
+		reg = below(h, 8);
+	while (reg == base || reg == X86_RSP);
+	return reg;
+}
+
+static unsigned put_follower(struct harness *h, uint8_t *b)
+{
+	const struct follower *f = &followers[below(h, sizeof(followers) / sizeof(followers[0]))];
+	unsigned base = h->insn.mem_base, reg = f->reg == ANY ? other_register(h, base) : f->reg;
+	int32_t disp = (int32_t)h->insn.mem_disp + (int32_t)below(h, 160) - 80;
+	unsigned n = f->n, opcode = 0;
+
+	memcpy(b, f->b, n);
+	while (opcode < n && (b[opcode] == 0x66 || b[opcode] == 0xf0 || b[opcode] == 0xf3))
+		opcode++;
+	if (h->start.kind == KIND_64) {
+		memmove(b + opcode + 1, b + opcode, n - opcode);
+		b[opcode] = (uint8_t)(0x40 | (below(h, 2) << 3) | base >> 3);
+		n++;
+	}
+	b[n++] = (uint8_t)(0x80 | reg << 3 | (base & 7));
+	if ((base & 7) == X86_RSP)
+		b[n++] = 0x24;
+	memcpy(b + n, &disp, 4);
+	return n + 4;
+}
+
+/* Does the instruction leave its base alone, and is what the base is good for known? */
+static bool may_be_followed(const struct harness *h)
+{
+	const struct insn *i = &h->insn;
+	unsigned base = i->mem_base;
+
+	return (h->start.kind == KIND_64 || h->start.kind == KIND_32) && i->has_mem &&
+	       !i->mem_vsib && base != REG_NONE && i->mem_index == REG_NONE &&
+	       (h->start.kind == KIND_64 ? i->addrsize == 8 : i->addrsize == 4) &&
+	       i->mem_seg != X86_FS && i->mem_seg != X86_GS && base != X86_RSP &&
+	       !((i->written_gprs | i->implicit_gprs) >> base & 1) &&
+	       !(base < 4 && i->written_high >> base & 1) && !is_branch(i) && !is_string(i) &&
+	       i->op != ZYDIS_MNEMONIC_POPA && i->op != ZYDIS_MNEMONIC_POPAD &&
+	       i->mem_disp >= INT32_MIN + 100 && i->mem_disp <= INT32_MAX - 100;
+}
+
+/* One in three goes on with others on the same base, whose accesses the translator looks up together. */
+static void follow(struct harness *h)
+{
+	h->len = h->insn.len;
+	if (!may_be_followed(h) || below(h, 3))
+		return;
+	for (unsigned n = 1 + below(h, 4); n; n--)
+		h->len += put_follower(h, h->bytes + h->len);
+}
+
 /* The instruction at the end of the page and only partly there, or somewhere in it with INT3 behind. */
 static void put_code(struct harness *h, uint64_t at)
 {
-	uint64_t n = h->insn.len;
+	uint64_t n = h->len;
 
 	if (n > CODE + 0x1000 - at)
 		n = CODE + 0x1000 - at;
@@ -1029,6 +1112,7 @@ static void random_case(struct harness *h)
 	aim(h);
 	aim_branch(h);
 	tame_flags(h);
+	follow(h);
 	for (unsigned i = 0; h->start.kind != KIND_64 && i < 8; i++)
 		h->start.gpr[i] &= UINT32_MAX;
 	put_code(h, at);
@@ -1094,7 +1178,8 @@ static bool x87_store_did_not_look(const struct harness *h)
 	const struct insn *insn = &h->insn;
 	const struct cpu_image *a = &h->native, *b = &h->soft;
 
-	return is_x87(insn) && insn->mem_write && (a->vector < 0 || a->vector == X86_DB) &&
+	return is_x87(insn) && insn->mem_write &&
+	       (a->vector < 0 || a->vector == X86_DB || a->rip != h->start.rip) &&
 	       (a->xsave[2] & FSW_ES) && memory_fault(b->vector);
 }
 
@@ -1408,7 +1493,7 @@ static void print_difference(struct harness *h)
 	insn_print(&h->insn, h->start.rip, text, sizeof(text));
 	printf("case %" PRIu64 " seed %" PRIu64 ": %s  [%s", h->cases, h->seed, text,
 	       kinds[h->start.kind]);
-	for (unsigned i = 0; i < h->insn.len; i++)
+	for (unsigned i = 0; i < h->len; i++)
 		printf("%s%02x", i ? " " : "", h->bytes[i]);
 	printf("]\n  native: vector %d error %#" PRIx64 " cr2 %#" PRIx64 " rip %#" PRIx64
 	       " flags %#" PRIx64 "\n  soft:   vector %d error %#" PRIx64 " cr2 %#" PRIx64
@@ -1443,7 +1528,7 @@ static void run_case(struct harness *h)
 	}
 	h->native = h->soft = h->start;
 	memcpy(h->data, h->data_start, DATA_SIZE);
-	native_run(&h->native, h->insn.len);
+	native_run(&h->native, h->len);
 	/* Bus errors and the like are the host kernel's business. */
 	if (run_soft(h)) {
 		h->failures++;
