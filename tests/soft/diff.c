@@ -105,13 +105,15 @@ static uint64_t rnd_value(struct harness *h)
 					 0x8000000000000000,
 					 ~0ull};
 
-	switch (below(h, 4)) {
+	uint64_t r = rnd(h);
+
+	switch (r & 3) {
 	case 0:
-		return edges[below(h, sizeof(edges) / sizeof(edges[0]))];
+		return edges[(r >> 8) % (sizeof(edges) / sizeof(edges[0]))];
 	case 1:
-		return rnd(h) >> below(h, 64);
+		return r >> (r >> 2 & 63);
 	default:
-		return rnd(h);
+		return r;
 	}
 }
 
