@@ -114,7 +114,8 @@ work:	sti
 	call ipi
 	sti
 	; a vector is one bit at the receiver: it must have come before there is another one
-	mov ecx, 100000000
+	; the other CPU may be in a split lock for seconds, where the host traps them
+	mov rcx, 4000000000
 	mov rax, [IPIS_SENT + rdx * 8]
 .taken:	cmp [IPIS + rdx * 8], rax
 	jae .next
