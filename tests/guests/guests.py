@@ -92,7 +92,6 @@ GUESTS = [
     Guest('xmc', '-c', '2', needs=HARDWARE),
     Guest('hammer', '-c', '2', needs=NATIVE),
     # Four spinning CPUs on the nest's two, which share this host's with others, take minutes.
-    Guest('hammer4', '-c', '4', source='hammer', needs=HARDWARE),
     Guest('shadow', '-c', '2', needs=HARDWARE),
     # bhyve's answer, as other monitors read zeroes there.
     Guest('outside', engines=('soft',)),
