@@ -91,7 +91,6 @@ GUESTS = [
     Guest('smc_next', needs=HARDWARE),
     Guest('xmc', '-c', '2', needs=HARDWARE),
     Guest('hammer', '-c', '2', needs=NATIVE),
-    # Four spinning CPUs on the nest's two, which share this host's with others, take minutes.
     Guest('shadow', '-c', '2', needs=HARDWARE),
     # bhyve's answer, as other monitors read zeroes there.
     Guest('outside', engines=('soft',)),
