@@ -176,10 +176,18 @@ static bool page_invalidate(struct soft_vm *svm, uint64_t gpa, uint64_t len, boo
 	return killed;
 }
 
+/* Jump caches may lead to blocks that are gone, and so may far links: each vCPU clears its own before it goes on. Under
+ * svm->lock, for no far link may lead elsewhere before they know. */
+static void jumps_void(struct soft_vm *svm)
+{
+	for (unsigned i = 0; i < svm->ncpus; i++)
+		if (svm->cpu[i])
+			soft_request(svm->cpu[i], REQ_TLB);
+}
+
 void cache_invalidate(struct soft_vm *svm, uint64_t gpa, uint64_t len)
 {
 	uint64_t end = gpa + len;
-	bool killed = false;
 
 	while (gpa < end) {
 		uint64_t part = 4096 - (gpa & PAGE_LOW);
@@ -189,17 +197,14 @@ void cache_invalidate(struct soft_vm *svm, uint64_t gpa, uint64_t len)
 			part = end - gpa;
 		if (cache_page_has_code(svm, gpa)) {
 			soft_lock_acquire(&svm->lock);
-			killed |= page_invalidate(svm, gpa, part, &left);
+			if (page_invalidate(svm, gpa, part, &left))
+				jumps_void(svm);
 			if (!left)
 				atomic_fetch_and(page_attr(svm, gpa), (uint8_t)~PAGE_CODE);
 			soft_lock_release(&svm->lock);
 		}
 		gpa += part;
 	}
-	/* Jump caches may still lead there: each vCPU clears its own before it goes on. */
-	for (unsigned i = 0; killed && i < svm->ncpus; i++)
-		if (svm->cpu[i])
-			soft_request(svm->cpu[i], REQ_TLB);
 }
 
 /* ---- safepoints --------------------------------------------------------------------------------------- */

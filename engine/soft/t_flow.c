@@ -440,10 +440,21 @@ void emit_cold_parts(struct translation *t)
 		emit_probe(t, &t->probe[i]);
 }
 
-/* From one page to another: page_rip moves on if the place in `far` says so. Returns the jump to be linked. */
-static uint32_t emit_far(struct translation *t, struct block_link *link)
+static void emit_page_move(struct translation *t, int32_t by)
+{
+	emit_load(&t->e, 8, H_RCX, CPU(page_rip));
+	emit_lea(&t->e, 8, H_RCX, hmem(H_RCX, by));
+	emit_store(&t->e, 8, CPU(page_rip), H_RCX);
+}
+
+/*
+ * From one page to another: page_rip moves on if the place in `far` says so. The jump to be linked leads, while it is not,
+ * to where page_rip moves back: another vCPU may unlink it at any time, before this one has heard that `far` is void.
+ */
+static void emit_far(struct translation *t, struct block_link *link)
 {
 	struct emit *e = &t->e;
+	int32_t by = link->target & ~(PAGE - 1);
 	uint32_t hit, miss, jump;
 
 	emit_load(e, 8, H_RCX, CPU(page_rip));
@@ -452,23 +463,22 @@ static uint32_t emit_far(struct translation *t, struct block_link *link)
 	hit = emit_jrcxz(e);
 	miss = emit_jmp(e);
 	emit_here8(e, hit);
-	emit_load(e, 8, H_RCX, CPU(page_rip));
-	emit_lea(e, 8, H_RCX, hmem(H_RCX, link->target & ~(PAGE - 1)));
-	emit_store(e, 8, CPU(page_rip), H_RCX);
+	emit_page_move(t, by);
 	align_rel32(t, 1);
 	jump = emit_jmp(e);
 	emit_here(e, jump);
+	link->patch = t->base + jump;
+	link->unlinked = t->base + emit_pos(e);
+	emit_page_move(t, -by);
 	emit_here(e, miss);
-	return jump;
 }
 
 void emit_exit_part(struct translation *t, const struct exit_site *site, struct block_link *link)
 {
 	struct emit *e = &t->e;
-	uint32_t jump = site->jump;
 
 	if (!exit_linkable(t, site->target)) {
-		emit_here(e, jump);
+		emit_here(e, site->jump);
 		emit_rip(t, H_RCX, site->target);
 		emit_indirect(t);
 		return;
@@ -476,11 +486,11 @@ void emit_exit_part(struct translation *t, const struct exit_site *site, struct 
 	link->target = site->target;
 	link->far = site->target < 0 || site->target >= PAGE;
 	link->tries = 1;
-	emit_here(e, jump);
-	if (link->far && cache_far_new(t->svm, link))
-		jump = emit_far(t, link);
-	link->patch = t->base + jump;
+	link->patch = t->base + site->jump;
+	emit_here(e, site->jump);
 	link->unlinked = t->base + emit_pos(e);
+	if (link->far && cache_far_new(t->svm, link))
+		emit_far(t, link);
 	emit_mov_imm(e, H_RCX, (uint64_t)(uintptr_t)link);
 	emit_jmp_mem(e, CPU(exit_stub));
 }

@@ -304,6 +304,8 @@ static void emit_versions(struct translation *t, unsigned count)
 		for (unsigned i = 0; i < t->first_leader; i++)
 			t->offset += t->again[i].len;
 		emit_insns(t, t->again, t->first_leader, t->ninsns);
+		/* The first version counts on the second having every instruction. */
+		t->e.overflow |= t->index < t->ninsns;
 	}
 	t->offset = end;
 }

@@ -2,6 +2,8 @@
 ;> PASS aps up
 ;> PASS immediate, unsynchronised
 ;> PASS only values that were there
+;> PASS immediate, by a direct call from another page
+;> PASS only that page was called
 ;> PASS handshake
 ;> PASS handshake over a page edge
 ;> PASS breakpoint patching
@@ -17,6 +19,9 @@
 %define CALLS (SCRATCH + 48)
 %define BREAKS (SCRATCH + 56)           ; INT3 taken
 %define BUFFER 0x400000
+%define FAR_CALL (BUFFER + 0x2000)      ; a call of FAR_FN
+%define FAR_FN (BUFFER + 0x5003)
+%define FAR_TWICE (BUFFER + 0x8003)     ; as far again
 %define LIMIT 2000
 %define ROUNDS 200
 %define PATCHES 60                       ; each round and settling may cost a busy host a time slice
@@ -96,21 +101,25 @@ main:	call lapic_enable
 	mov edi, BUFFER + 3
 	PUT_FN 0
 	mov [TARGET], rdi
-	call settle
-	mov ecx, 1
-.imm:	mov [rdi + 1], ecx
-	mov eax, ecx
-	and eax, 15
-	jnz .on
-	call settle
-.on:	inc ecx
-	cmp ecx, LIMIT
-	jbe .imm
-	call settle
-	mov rax, [SEEN]
+	call immediates
 	CHECK "immediate, unsynchronised", LIMIT
 	mov rax, [ODD]
 	CHECK "only values that were there", 0
+
+	; the same where a direct call leads from one page to another
+	mov edi, FAR_TWICE
+	PUT_FN LIMIT + 1
+	mov edi, FAR_FN
+	PUT_FN 0
+	mov eax, FAR_CALL
+	mov byte [rax], 0xe8
+	mov dword [rax + 1], FAR_FN - FAR_CALL - 5
+	mov byte [rax + 5], 0xc3
+	mov [TARGET], rax
+	call immediates
+	CHECK "immediate, by a direct call from another page", LIMIT
+	mov rax, [ODD]
+	CHECK "only that page was called", 0
 
 	; a change between two calls, with all the manual asks for
 	mov qword [TARGET], 0
@@ -183,6 +192,22 @@ main:	call lapic_enable
 	loop .fresh
 	mov eax, ebx
 	CHECK "fresh page each time", 0
+	ret
+
+; All values up to LIMIT go into the function at RDI, which CPU 1 calls all the time: RAX = what it gives in the end
+immediates:
+	call settle
+	mov ecx, 1
+.imm:	mov [rdi + 1], ecx
+	mov eax, ecx
+	and eax, 15
+	jnz .on
+	call settle
+.on:	inc ecx
+	cmp ecx, LIMIT
+	jbe .imm
+	call settle
+	mov rax, [SEEN]
 	ret
 
 ; ROUNDS changes of the function at RDI, a call after each: EAX = those that were seen
