@@ -315,9 +315,16 @@ static bool extint_here(struct soft_cpu *cpu)
 	return atomic_load(&cpu->svm->vm->extint.level) && lapic_takes_extint(cpu);
 }
 
+/* No event comes before the next instruction. Nor into the middle of one: a device has answered it already, and would be
+ * asked again if it began anew. */
+static bool event_blocked(const struct soft_cpu *cpu)
+{
+	return cpu->shadow_sti || cpu->shadow_mov_ss || cpu->replay.count;
+}
+
 static bool interrupts_open(const struct soft_cpu *cpu)
 {
-	return (cpu->sysflags & X86_FL_IF) && !cpu->shadow_sti && !cpu->shadow_mov_ss;
+	return (cpu->sysflags & X86_FL_IF) && !event_blocked(cpu);
 }
 
 static bool interrupt_waits(struct soft_cpu *cpu)
@@ -332,7 +339,7 @@ static enum soft_next deliver_event(struct soft_cpu *cpu)
 	int vector;
 
 	cpu->event_waiting = false;
-	if (cpu->nmi_pending && !cpu->nmi_masked && !cpu->shadow_mov_ss && !cpu->shadow_sti) {
+	if (cpu->nmi_pending && !cpu->nmi_masked && !event_blocked(cpu)) {
 		cpu->nmi_pending = false;
 		cpu->halted = false;
 		return soft_deliver_interrupt(cpu, X86_NMI, true);
@@ -450,10 +457,11 @@ static enum soft_next turn(struct soft_cpu *cpu)
 		wait_for_request(cpu);
 		return NEXT_LEAVE;
 	}
-	/* A shadow matters only while an event waits for its end. */
+	/* A shadow matters only while an event waits for its end. What a device has answered goes on in any case: an event that
+	 * comes now finds its block without a way out. */
 	cpu->mode &= ~MODE_SHADOW;
-	if (cpu->shadow_sti || cpu->shadow_mov_ss) {
-		if (cpu->event_waiting || (cpu->mode & MODE_STEP))
+	if (event_blocked(cpu)) {
+		if (cpu->event_waiting || cpu->replay.count || (cpu->mode & MODE_STEP))
 			cpu->mode |= MODE_SHADOW;
 		else
 			cpu->shadow_sti = cpu->shadow_mov_ss = false;

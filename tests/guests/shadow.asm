@@ -1,7 +1,9 @@
 ; Where interrupts that rain down may not fall: between STI and the instruction behind it, between MOV SS and the
-; next; and single steps that they neither add nor swallow. Two CPUs: the second sends the interrupts.
+; next, between an instruction's store to a device and its end; and single steps that they neither add nor swallow. Two
+; CPUs: the second sends the interrupts.
 ;> PASS in the shadow of sti
 ;> PASS in the shadow of mov ss
+;> PASS behind a store to a device
 ;> PASS steps
 ;> PASS steps at a place of their own
 %include "smp.inc"
@@ -11,6 +13,7 @@
 %define STEPS (SCRATCH + 24)
 %define LAST (SCRATCH + 32)             ; where the last step was seen
 %define TWICE (SCRATCH + 40)            ; steps that got nowhere
+%define SOURCE (SCRATCH + 48)
 %define IPI_VECTOR 0x70
 %define ROUNDS 20000
 %define ENOUGH 100
@@ -32,6 +35,24 @@ on_rain:
 	mov rax, [rsp + 16]
 	cmp rax, [EARLY + 0x100]
 	jne .fine
+	inc qword [EARLY]
+.fine:	mov eax, 0xb0
+	xor edx, edx
+	call lapic_write
+	pop rdx
+	pop rax
+	iretq
+; The store that was interrupted has not been made yet.
+on_store:
+	push rax
+	push rdx
+	inc qword [TAKEN]
+	mov rax, [rsp + 16]
+	cmp rax, [EARLY + 0x100]
+	jne .fine
+	mov eax, TESTDEV_MEM
+	cmp byte [rax], 0
+	je .fine
 	inc qword [EARLY]
 .fine:	mov eax, 0xb0
 	xor edx, edx
@@ -107,6 +128,27 @@ main:	call lapic_enable
 	mov rax, [EARLY]
 	CHECK "in the shadow of mov ss", 0
 
+	mov qword [EARLY], 0
+	mov qword [EARLY + 0x100], .store
+	GATE IPI_VECTOR, on_store
+	mov byte [SOURCE], 1
+	mov ebx, ROUNDS
+	sti
+.device:
+	mov edi, TESTDEV_MEM
+	mov esi, SOURCE
+	mov byte [rdi], 0
+.store:	movsb
+	dec ebx
+	jnz .device
+	mov ebx, 1
+	cmp qword [TAKEN], ENOUGH * 3
+	jb .device
+	cli
+	mov rax, [EARLY]
+	CHECK "behind a store to a device", 0
+
+	GATE IPI_VECTOR, on_rain
 	mov qword [EARLY + 0x100], 0
 	mov ecx, ROUNDS
 	sti
