@@ -75,10 +75,11 @@ struct soft_block {
 	uint16_t npcs;
 	uint8_t nlinks;
 	_Atomic bool valid;
-	uint32_t start;	   /* offset in code memory of its first byte */
-	uint32_t code;	   /* .. of its `cross` entry */
-	uint32_t local;	   /* .. of its `local` entry */
-	uint32_t code_len; /* from `start` */
+	uint16_t loop_pointers; /* translate.h: PC_LOOP */
+	uint32_t start;		/* offset in code memory of its first byte */
+	uint32_t code;		/* .. of its `cross` entry */
+	uint32_t local;		/* .. of its `local` entry */
+	uint32_t code_len;	/* from `start` */
 	struct block_pc *pcs;
 	struct block_link *links;
 	struct block_link *in; /* links that lead here */

@@ -30,6 +30,21 @@ static const struct block_pc *pc_find(const struct soft_block *block, uint32_t h
 	return found;
 }
 
+/* Guest registers whose host registers hold something else at this place. */
+static void registers_back(const struct soft_cpu *cpu, const struct soft_block *block,
+			   uint16_t flags, greg_t *reg)
+{
+	static const int ucontext_reg[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP,
+					     REG_RSI, REG_RDI, REG_R8,	REG_R9,	 REG_R10, REG_R11,
+					     REG_R12, REG_R13, REG_R14, REG_R15};
+
+	if (flags & PC_BORROWED)
+		reg[ucontext_reg[flags & 15]] = (greg_t)cpu->scratch[0];
+	for (unsigned host = 0; (flags & PC_LOOP) && host < 16; host++)
+		if (block->loop_pointers >> host & 1)
+			reg[ucontext_reg[host]] = (greg_t)cpu->gpr[host == H_R11 ? X86_RCX : host];
+}
+
 /* Trap numbers of the host kernel are the CPU's vectors. #PF cannot come from a checked access: not ours. */
 static bool fault_to_guest(struct soft_cpu *cpu, greg_t *reg)
 {
@@ -59,13 +74,7 @@ static bool fault_to_guest(struct soft_cpu *cpu, greg_t *reg)
 	}
 	if (vector == X86_XM && !(cpu->mode & MODE_OSXMMEX))
 		cpu->fault.vector = X86_UD;
-	if (at->flags & PC_BORROWED) {
-		static const int ucontext_reg[16] = {
-			REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
-			REG_R8,	 REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
-
-		reg[ucontext_reg[at->flags & 15]] = (greg_t)cpu->scratch[0];
-	}
+	registers_back(cpu, block, at->flags, reg);
 	cpu->rip = cpu->page_rip + (block->key.gpa & 0xfff) + at->guest;
 	if (!(block->key.mode & MODE_CODE64))
 		cpu->rip = (uint32_t)cpu->rip;

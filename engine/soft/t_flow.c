@@ -269,6 +269,12 @@ static void emit_jcc_insn(struct translation *t, const struct insn *insn, unsign
 {
 	uint32_t skip;
 
+	if (t->first_version && t->loop.length && t->index == t->loop.length) {
+		t->loop.from = emit_jcc(&t->e, cc);
+		t->loop.cont = emit_pos(&t->e);
+		share_forget(t);
+		return;
+	}
 	if (insn->opsize != 2) {
 		emit_goto_if(t, cc, branch_target(t, insn));
 		return;
@@ -319,8 +325,7 @@ static void emit_loop(struct translation *t, const struct insn *insn, bool decre
 		emit_here(e, no_cc);
 }
 
-/* The condition of Jcc from its opcode, 16 if it is none. */
-static unsigned jcc_condition(const struct insn *insn)
+unsigned jcc_condition(const struct insn *insn)
 {
 	if (insn->encoding == ENC_LEGACY && insn->branch &&
 	    ((insn->map == 0 && (insn->opcode & 0xf0) == 0x70) ||

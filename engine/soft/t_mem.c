@@ -292,6 +292,8 @@ struct hmem emit_access(struct translation *t, const struct insn *insn, unsigned
 	const struct share *share = share_now(t);
 
 	*cold = NULL;
+	if (t->loop.inside)
+		return loop_operand(t);
 	if (share)
 		return share->role == SHARE_LEADER ? emit_leader(t, insn, share)
 						   : emit_member(t, share);

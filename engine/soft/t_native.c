@@ -123,7 +123,7 @@ static void mark_taken(uint32_t *taken, uint8_t file, uint8_t number)
 		*taken |= 1u << guest_reg(number - 4);
 }
 
-static uint32_t taken_regs(const struct insn *insn)
+uint32_t native_taken(const struct insn *insn)
 {
 	uint32_t taken = insn->implicit_gprs;
 
@@ -138,7 +138,7 @@ static uint32_t taken_regs(const struct insn *insn)
 	return taken;
 }
 
-static bool has_temps(const struct insn *insn)
+bool native_has_temps(const struct insn *insn)
 {
 	const uint8_t file[4] = {insn->reg_file, insn->rm_file, insn->vvvv_file, insn->opreg_file};
 	const uint8_t number[4] = {insn->reg, insn->rm, insn->vvvv, insn->opreg};
@@ -368,14 +368,14 @@ static uint32_t access_flags(const struct soft_vm *svm, const struct insn *insn)
 void emit_native(struct translation *t, struct insn *insn)
 {
 	struct body b = {.kind = BODY_NATIVE, .insn = insn, .borrowed = H_NONE};
-	struct temps free = {.taken = taken_regs(insn)};
+	struct temps free = {.taken = native_taken(insn)};
 	struct cold *cold = NULL;
 	bool any_temps;
 
 	if (emit_zero_legacy(&t->e, insn))
 		return;
 	legacy_form(insn);
-	any_temps = has_temps(insn);
+	any_temps = native_has_temps(insn);
 	b.rcx = insn->implicit_gprs >> X86_RCX & 1;
 	free.rcx_free = !b.rcx;
 	free.r10_free = !insn->has_mem;
@@ -400,23 +400,25 @@ void emit_native(struct translation *t, struct insn *insn)
 	}
 }
 
+static uint8_t address_reg(uint8_t gpr)
+{
+	return gpr == REG_NONE ? H_NONE : guest_reg(gpr);
+}
+
+bool lea_is_direct(const struct insn *insn)
+{
+	return insn->addrsize == 8 && !insn->rip_relative && insn->opsize >= 4 &&
+	       guest_reg(insn->reg) != H_NONE && insn->mem_disp == (int32_t)insn->mem_disp &&
+	       (insn->mem_base == REG_NONE || guest_reg(insn->mem_base) != H_NONE) &&
+	       (insn->mem_index == REG_NONE || guest_reg(insn->mem_index) != H_NONE);
+}
+
 void emit_lea_insn(struct translation *t, const struct insn *insn)
 {
-	uint8_t dst = guest_reg(insn->reg), base = H_NONE, index = H_NONE;
-	bool direct = insn->addrsize == 8 && !insn->rip_relative && insn->opsize >= 4 &&
-		      dst != H_NONE && insn->mem_disp == (int32_t)insn->mem_disp;
-
-	if (insn->mem_base != REG_NONE) {
-		base = guest_reg(insn->mem_base);
-		direct = direct && base != H_NONE;
-	}
-	if (insn->mem_index != REG_NONE) {
-		index = guest_reg(insn->mem_index);
-		direct = direct && index != H_NONE;
-	}
-	if (direct) {
-		emit_lea(&t->e, insn->opsize, dst,
-			 hmem_x(base, index, insn->mem_scale, (int32_t)insn->mem_disp));
+	if (lea_is_direct(insn)) {
+		emit_lea(&t->e, insn->opsize, guest_reg(insn->reg),
+			 hmem_x(address_reg(insn->mem_base), address_reg(insn->mem_index),
+				insn->mem_scale, (int32_t)insn->mem_disp));
 		return;
 	}
 	emit_address(t, insn, H_RCX, H_R10, false);

@@ -91,7 +91,7 @@ static bool operand_access(const struct translation *t, const struct insn *insn,
 
 /* What the instruction adds to a register, if it does nothing else to it. RIP-relative code lies in one page: its base
  * is the page's first byte, and a group of such accesses never crosses an edge that is not seen here. */
-static bool adds_constant(const struct insn *insn, uint8_t gpr, uint64_t *add)
+bool insn_adds_constant(const struct insn *insn, uint8_t gpr, uint64_t *add)
 {
 	bool whole = insn->opsize == 8 && insn->written_gprs == 1u << gpr && !insn->has_mem;
 
@@ -224,7 +224,7 @@ static void registers_change(struct plan *p, const struct insn *insn)
 		if (g->key.index != REG_NONE && (written >> g->key.index & 1)) {
 			group_close(p, g);
 		} else if (g->key.base < 16 && (written >> g->key.base & 1)) {
-			if (adds_constant(insn, g->key.base, &add))
+			if (insn_adds_constant(insn, g->key.base, &add))
 				g->moved += add;
 			else
 				group_close(p, g);

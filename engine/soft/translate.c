@@ -202,7 +202,8 @@ static void emit_head(struct translation *t, struct soft_block *block)
 	emit_load(e, 8, H_RCX, CPU(rip));
 	emit_lea(e, t->mode & MODE_CODE64 ? 8 : 4, H_RCX, hmem(H_RCX, -(int32_t)t->start));
 	emit_store(e, 8, CPU(page_rip), H_RCX);
-	block->local = t->base + emit_pos(e);
+	t->local = emit_pos(e);
+	block->local = t->base + t->local;
 	/* A block of one instruction always executes it: its end is a single step's or a shadow's end. */
 	if (t->mode & (MODE_STEP | MODE_SHADOW))
 		return;
@@ -290,11 +291,16 @@ static void emit_versions(struct translation *t, unsigned count)
 	uint16_t end;
 
 	share_plan(t, count);
+	loop_plan(t, count);
+	if (t->loop.length)
+		memcpy(t->plain, t->insns, (t->loop.length + 1) * sizeof(t->plain[0]));
 	t->sharing = t->first_leader < count;
 	if (t->sharing)
 		memcpy(t->again, t->insns, count * sizeof(t->again[0]));
 	t->offset = t->start;
+	t->first_version = true;
 	emit_insns(t, t->insns, 0, count);
+	t->first_version = false;
 	t->ninsns = t->index;
 	end = t->offset;
 	memset(t->unshared, 0, sizeof(t->unshared));
@@ -327,6 +333,7 @@ static int block_metadata(struct translation *t, struct soft_block *block, unsig
 		return -ENOSPC;
 	memcpy(block->pcs, t->pcs, t->npcs * sizeof(*block->pcs));
 	block->npcs = (uint16_t)t->npcs;
+	block->loop_pointers = loop_pointers(t);
 	block->ninsns = (uint16_t)t->ninsns;
 	block->len = (uint16_t)guest_len;
 	block->code_len = emit_pos(&t->e);
@@ -342,6 +349,7 @@ static int block_emit(struct translation *t, struct soft_block *block, const uin
 	emit_versions(t, decode_insns(t, bytes, n, bytes_in_page, limit_left));
 	unsigned len = (unsigned)t->offset - t->start;
 
+	emit_loop_parts(t);
 	emit_cold_parts(t);
 	if (t->no_meta)
 		return -ENOSPC;

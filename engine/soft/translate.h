@@ -22,6 +22,8 @@
 /* block_pc.flags: while set, the host register in the low four bits is borrowed and its guest value is in
  * cpu->scratch[0]. */
 #define PC_BORROWED 0x80
+/* The loop's pointers (struct loop) are in host registers, whose guest values are in cpu->gpr[]. */
+#define PC_LOOP 0x100
 
 /* Field of struct soft_cpu as a memory operand of translated code. */
 #define CPU(field) hmem(H_RSP, (int32_t)offsetof(struct soft_cpu, field) - SOFT_RSP_BIAS)
@@ -89,6 +91,35 @@ struct share {
 	bool write;    /* some access of it is a write */
 };
 
+#define LOOP_STREAMS 4
+
+/* Accesses of a loop whose addresses differ by constants, and move by `step` with each iteration. */
+struct stream {
+	uint8_t base, index, scale; /* guest registers */
+	uint8_t pointer; /* the host register that has the host address of the first byte */
+	bool write;
+	int32_t step;
+	int32_t lo,
+		hi; /* bytes of an iteration, from the address that the registers give at its beginning */
+};
+
+/*
+ * A block that begins with a loop: instructions that run natively on registers and on addresses that move by constants, up
+ * to the conditional jump to the block's start. That jump, if taken, leads to code that looks up all streams at once, finds
+ * out how many iterations stay in the pages where the streams are, and executes so many with no check: on pointers in host
+ * registers that the loop does not use (their guest values are in cpu->gpr[] meanwhile) and with the count in RCX. Then, or if
+ * a stream is not in the TLB, the block's `local` entry goes on with one iteration as usual.
+ */
+struct loop {
+	unsigned length; /* instructions before the jump, 0: no such loop */
+	struct stream stream[LOOP_STREAMS];
+	unsigned nstreams;
+	uint8_t of[BLOCK_INSNS_MAX];   /* each instruction's stream */
+	int32_t disp[BLOCK_INSNS_MAX]; /* .. and displacement, as in lo and hi */
+	uint32_t from, cont;	       /* the jump, 0 if it was not written; what follows it */
+	bool inside;		       /* the unchecked iteration is being written */
+};
+
 /* A leader whose group is not in the TLB. */
 struct probe {
 	uint32_t from, back;
@@ -126,6 +157,10 @@ struct translation {
 	uint8_t in_r10;		   /* the same of R10 */
 	struct probe probe[BLOCK_INSNS_MAX];
 	unsigned nprobes;
+	struct loop loop;
+	struct insn plain[BLOCK_INSNS_MAX]; /* the loop's instructions, once more as decoded */
+	bool first_version;
+	uint32_t local;				/* where the `local` entry is */
 	uint32_t unshared[BLOCK_INSNS_MAX + 1]; /* second version: where each instruction begins */
 	struct cold cold[BLOCK_COLD_MAX];
 	unsigned ncold;
@@ -148,6 +183,18 @@ void share_plan(struct translation *t, unsigned n);
 /* C runs here: nothing that was checked holds behind it. */
 void share_forget(struct translation *t);
 
+/* Does the instruction do nothing to the register but add a constant? */
+bool insn_adds_constant(const struct insn *insn, uint8_t gpr, uint64_t *add);
+
+/* t_loop.c: fills in t->loop for the n instructions of t->insns. */
+void loop_plan(struct translation *t, unsigned n);
+/* The operand of the current instruction inside of the unchecked iteration. */
+struct hmem loop_operand(const struct translation *t);
+/* The loop's cold parts, if the jump was written. */
+void emit_loop_parts(struct translation *t);
+/* Host registers that hold pointers in host code with PC_LOOP: a bit each, R10 apart. */
+uint16_t loop_pointers(const struct translation *t);
+
 /* t_mem.c: the address of the instruction's memory operand into `dst` (R10 or RCX), the effective address (no
  * segment base) with `segment` false. `tmp` is the other of the two. */
 void emit_address(struct translation *t, const struct insn *insn, uint8_t dst, uint8_t tmp,
@@ -164,12 +211,19 @@ struct hmem emit_stack_access(struct translation *t, uint8_t reg, int32_t disp, 
 void emit_native(struct translation *t, struct insn *insn);
 void emit_body(struct translation *t, const struct body *body);
 void emit_lea_insn(struct translation *t, const struct insn *insn);
+/* It becomes one LEA. */
+bool lea_is_direct(const struct insn *insn);
+/* Host registers that the instruction names, a bit each; and does it need others beside them? */
+uint32_t native_taken(const struct insn *insn);
+bool native_has_temps(const struct insn *insn);
 /* A guest register's value into RCX or R10, or back. */
 void emit_get_gpr(struct translation *t, uint8_t dst, uint8_t gpr);
 void emit_set_gpr(struct translation *t, uint8_t gpr, uint8_t src, unsigned width);
 
 /* t_flow.c: true if the instruction was a branch, call, return, push or pop that is done inline. */
 bool emit_flow(struct translation *t, const struct insn *insn);
+/* The condition of Jcc from its opcode, 16 if it is none. */
+unsigned jcc_condition(const struct insn *insn);
 /* Goes on at a page offset or, outside the page, by the jump cache. */
 void emit_goto(struct translation *t, int32_t target);
 /* RCX holds a RIP: go there. */
