@@ -67,7 +67,7 @@ struct motion {
 
 static void motion_of(const struct insn *insn, struct motion *m, int64_t *sum)
 {
-	uint32_t written = insn->written_gprs | insn->written_high | insn->implicit_gprs;
+	uint32_t written = insn_written(insn);
 
 	for (uint8_t r = 0; r < 16; r++) {
 		uint64_t add;

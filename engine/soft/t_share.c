@@ -124,6 +124,14 @@ bool insn_adds_constant(const struct insn *insn, uint8_t gpr, uint64_t *add)
 	}
 }
 
+uint32_t insn_written(const struct insn *insn)
+{
+	uint32_t named = insn->written_gprs | insn->written_high;
+	bool reads = insn->op == ZYDIS_MNEMONIC_CMP || insn->op == ZYDIS_MNEMONIC_TEST;
+
+	return reads ? named : named | insn->implicit_gprs;
+}
+
 static void group_close(struct plan *p, struct group *g)
 {
 	struct translation *t = p->t;
@@ -213,7 +221,7 @@ static void group_open(struct plan *p, unsigned i, const struct access *a)
 
 static void registers_change(struct plan *p, const struct insn *insn)
 {
-	uint32_t written = insn->written_gprs | insn->written_high | insn->implicit_gprs;
+	uint32_t written = insn_written(insn);
 
 	for (unsigned k = 0; k < SHARE_SLOTS; k++) {
 		struct group *g = &p->group[k];

@@ -183,6 +183,8 @@ void share_plan(struct translation *t, unsigned n);
 /* C runs here: nothing that was checked holds behind it. */
 void share_forget(struct translation *t);
 
+/* General registers that the instruction may write, a bit each. */
+uint32_t insn_written(const struct insn *insn);
 /* Does the instruction do nothing to the register but add a constant? */
 bool insn_adds_constant(const struct insn *insn, uint8_t gpr, uint64_t *add);
 

@@ -85,6 +85,7 @@ GUESTS = [
     Guest('transfer', needs=HARDWARE),
     Guest('paging', needs=NATIVE),
     Guest('paging_rsvd', needs=HARDWARE),
+    Guest('runs', needs=HARDWARE),
     # The disk is the image itself.
     Guest('dma', '-c', '2', '-s', '3,ahci-hd,@DIR@/dma.elf,ro', needs=HARDWARE),
     Guest('smc', needs=NATIVE),

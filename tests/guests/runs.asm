@@ -1,0 +1,258 @@
+; Accesses that lie next to each other, and loops over memory: across page edges, off the end of what can be accessed, with
+; faults on the way; pages side by side are not so in memory. An engine may check such accesses together; nobody must see that it does.
+;> PASS over an edge
+;> PASS pushed over an edge
+;> PASS pops give it back
+;> PASS the base moves
+;> PASS second of two faults
+;> PASS its address
+;> PASS the first was done
+;> PASS copied over pages
+;> PASS sum upwards
+;> PASS sum downwards
+;> PASS index and scale
+;> PASS stores every other page
+;> PASS division in a loop faults
+;> PASS at its place
+;> PASS quotients before it
+;> PASS registers that the loop leaves alone
+;> PASS registers that it uses
+;> PASS the loop goes off the map
+;> PASS at the first byte there
+;> PASS after so many
+%include "guest64.inc"
+%define A 0x800000                       ; to 0x9fffff: pages whose neighbours lie elsewhere in memory
+%define B 0x880000
+%define C 0x900000
+%define PT 0x300000
+%define FRAMES 0xa00000
+%define WORDS 1500                       ; nearly three pages of them
+%define END 0x100000000                  ; what is mapped
+
+; RDI WORDS words from RAX on, each one more.
+fill:	mov ecx, WORDS
+.next:	stosq
+	inc rax
+	loop .next
+	ret
+
+main:	mov edi, PT
+	xor ecx, ecx
+.map:	mov eax, ecx
+	xor eax, 5
+	shl eax, 12
+	add eax, FRAMES + 3
+	stosq
+	inc ecx
+	cmp ecx, 512
+	jb .map
+	mov qword [page_dirs + A / 0x200000 * 8], PT + 3
+	mov rax, cr3
+	mov cr3, rax
+
+	; four stores of one base, of which the second lies on two pages, read back one by one
+	mov ebx, A + 0x1000 - 12
+	mov eax, 1
+	mov [rbx], rax
+	add eax, eax
+	mov [rbx + 8], rax
+	add eax, eax
+	mov [rbx + 16], rax
+	add eax, eax
+	mov [rbx + 24], rax
+	mov esi, A + 0x1000 - 12
+	xor edx, edx
+	mov ecx, 4
+.words:	lodsq
+	shl rdx, 8
+	add rdx, rax
+	loop .words
+	mov rax, rdx
+	CHECK "over an edge", 0x01020408
+
+	mov rbp, rsp
+	mov esp, A + 0x3000 + 12
+	mov eax, 0x11
+	mov ebx, 0x22
+	mov edx, 0x33
+	push rax
+	push rbx
+	push rdx
+	push 0x44
+	mov rsi, rsp
+	pop rdi
+	pop r8
+	pop r9
+	pop r10
+	mov rsp, rbp
+	mov rax, [rsi]
+	shl rax, 8
+	add rax, [rsi + 8]
+	shl rax, 8
+	mov rcx, rsi
+	add rax, [rcx + 16]
+	shl rax, 8
+	mov rcx, rsi
+	add rax, [rcx + 24]
+	CHECK "pushed over an edge", 0x44332211
+	mov rax, rdi
+	shl rax, 8
+	add rax, r8
+	shl rax, 8
+	add rax, r9
+	shl rax, 8
+	add rax, r10
+	CHECK "pops give it back", 0x44332211
+
+	mov edi, A + 0x100
+	mov eax, 5
+	mov [rdi], rax
+	add rdi, 8
+	mov [rdi], rdi
+	sub rdi, 16
+	inc rax
+	mov [rdi + 16 + 8], rax
+	lea rdi, [rdi + 24]
+	dec rdi
+	mov rax, [rdi + 1]
+	add rax, [rdi + 1 - 16]
+	add rax, [rdi + 1 - 8]
+	CHECK "the base moves", A + 0x100 + 16 + 11 - 8
+
+	mov rbx, END - 8
+	mov ecx, 1
+	mov edx, 2
+	mov qword [FAULT_VECTOR], -1
+	mov qword [FAULT_RESUME], .met
+	mov rcx, [rbx]
+	mov edx, 3
+	mov rdx, [rbx + 8]
+.met:	mov qword [FAULT_RESUME], 0
+	mov rax, [FAULT_VECTOR]
+	CHECK "second of two faults", 14
+	mov rax, [FAULT_CR2]
+	mov r8, END
+	CHECK "its address", r8
+	mov eax, edx
+	CHECK "the first was done", 3
+
+	mov edi, A + 24
+	mov eax, 1000
+	call fill
+	mov esi, A + 24
+	mov edi, B + 40
+.copy:	movdqu xmm0, [rsi]
+	movdqu xmm1, [rsi + 16]
+	movdqu [rdi], xmm0
+	movdqu [rdi + 16], xmm1
+	add rsi, 32
+	add rdi, 32
+	cmp rsi, A + 24 + WORDS * 8
+	jb .copy
+	mov esi, A + 24
+	mov edi, B + 40
+	mov ecx, WORDS
+	repe cmpsq
+	mov eax, ecx
+	CHECK "copied over pages", 0
+
+	mov esi, A + 24
+	xor eax, eax
+.up:	add rax, [rsi]
+	add rsi, 8
+	cmp rsi, A + 24 + WORDS * 8
+	jne .up
+	CHECK "sum upwards", WORDS * 1000 + WORDS * (WORDS - 1) / 2
+
+	mov esi, A + 24 + WORDS * 8
+	xor eax, eax
+.down:	sub rsi, 8
+	add rax, [rsi]
+	cmp rsi, A + 24
+	jne .down
+	CHECK "sum downwards", WORDS * 1000 + WORDS * (WORDS - 1) / 2
+
+	mov ebx, A + 24
+	xor ecx, ecx
+	xor eax, eax
+	xor edx, edx
+.index:	add rax, [rbx + rdx * 8]
+	add rax, [rbx + rdx * 8 + 8]
+	add rdx, 2
+	cmp rdx, WORDS
+	jb .index
+	CHECK "index and scale", WORDS * 1000 + WORDS * (WORDS - 1) / 2
+
+	mov edi, C
+	mov eax, 1
+.far:	mov [rdi + 0xffc], rax           ; of eight bytes: over the edge each time
+	add rdi, 0x2000 / 32
+	inc rax
+	cmp rdi, C + 0x2000 * 8
+	jne .far
+	mov rax, [C + 0xffc + 0x2000 * 7]
+	CHECK "stores every other page", 7 * 32 + 1
+
+	; words of A divided by words of B, of which one is 0, to C
+	mov edi, B
+	mov eax, 7
+	call fill
+	mov qword [B + 700 * 8], 0
+	mov qword [FAULT_VECTOR], -1
+	mov qword [FAULT_RESUME], .zero
+	mov r12d, 12
+	mov r13d, 13
+	mov r9d, 9
+	mov r8d, 8
+	mov ecx, 1
+	mov esi, A + 24
+	mov edi, B
+	mov ebx, C
+.divide: mov rax, [rsi]
+	xor edx, edx
+.at:	div qword [rdi]
+	mov [rbx], rax
+	add rsi, 8
+	add rdi, 8
+	add rbx, 8
+	cmp rsi, A + 24 + WORDS * 8
+	jne .divide
+.zero:	mov qword [FAULT_RESUME], 0
+	mov rax, [FAULT_VECTOR]
+	CHECK "division in a loop faults", 0
+	mov rax, [FAULT_RIP]
+	CHECK "at its place", .at
+	mov rax, [C + 699 * 8]
+	CHECK "quotients before it", (1000 + 699) / (7 + 699)
+	lea rax, [r12 + r13]
+	shl rax, 8
+	add rax, r9
+	shl rax, 8
+	add rax, r8
+	shl rax, 8
+	add rax, rcx
+	CHECK "registers that the loop leaves alone", 0x19090801
+	lea rax, [rsi + rdi]
+	add rax, rbx
+	CHECK "registers that it uses", A + 24 + B + C + 3 * 700 * 8
+
+	; bytes up to where nothing is mapped
+	mov qword [FAULT_VECTOR], -1
+	mov qword [FAULT_RESUME], .off
+	mov rsi, END - 9
+	xor ecx, ecx
+.bytes:	mov al, [rsi]
+	add rcx, 1
+	add rsi, 1
+	test rsi, rsi
+	jne .bytes
+.off:	mov qword [FAULT_RESUME], 0
+	mov rax, [FAULT_VECTOR]
+	CHECK "the loop goes off the map", 14
+	mov rax, [FAULT_CR2]
+	mov r8, END
+	CHECK "at the first byte there", r8
+	mov eax, ecx
+	CHECK "after so many", 9
+	ret
+END_GUEST
