@@ -274,6 +274,7 @@ static void decode_evex(const ZydisDecodedInstruction *zi, const ZydisDecodedOpe
 		insn->mask_reg = (uint8_t)ZydisRegisterGetId(zi->avx.mask.reg);
 	insn->suppresses = suppresses_faults(zi->meta.exception_class) &&
 			   zi->mnemonic != ZYDIS_MNEMONIC_VCVTNE2PS2BF16 &&
+			   zi->mnemonic != ZYDIS_MNEMONIC_VDBPSADBW &&
 			   zi->mnemonic != ZYDIS_MNEMONIC_VGF2P8AFFINEQB &&
 			   zi->mnemonic != ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB;
 	insn->vector_bytes = (uint8_t)(zi->avx.vector_length / 8);
