@@ -165,23 +165,43 @@ static struct io_bus *bar_bus(struct pci_bus *bus, const struct pci_bar *bar)
 	return bar->kind == PCI_BAR_IO ? &bus->device.vm->pio : &bus->device.vm->mmio;
 }
 
+static void bar_doorbells(struct pci_bus *bus, const struct pci_bar *bar, bool on)
+{
+	for (unsigned i = 0; i < bar->doorbells; i++) {
+		struct doorbell bell = bar->doorbell[i];
+
+		bell.addr += bar->base;
+		bell.port = bar->kind == PCI_BAR_IO;
+		vm_doorbell(bus->device.vm, &bell, on);
+	}
+}
+
 static void bar_map(struct pci_bus *bus, struct pci_bar *bar)
 {
 	bar->range.base = bar->base;
 	bar->mapped = io_range_add(bar_bus(bus, bar), &bar->range, NULL) == 0;
-	if (!bar->mapped)
+	if (bar->mapped)
+		bar_doorbells(bus, bar, true);
+	else
 		bus->waiting++;
+}
+
+static void bar_unmap(struct pci_bus *bus, struct pci_bar *bar)
+{
+	if (bar->mapped) {
+		bar_doorbells(bus, bar, false);
+		io_range_del(bar_bus(bus, bar), &bar->range);
+	} else if (bar->wanted) {
+		bus->waiting--;
+	}
+	bar->mapped = false;
 }
 
 static void bar_place(struct pci_bus *bus, struct pci_bar *bar, bool wanted, uint64_t base)
 {
 	if (bar->wanted == wanted && (!wanted || bar->base == base))
 		return;
-	if (bar->mapped)
-		io_range_del(bar_bus(bus, bar), &bar->range);
-	else if (bar->wanted)
-		bus->waiting--;
-	bar->mapped = false;
+	bar_unmap(bus, bar);
 	bar->wanted = wanted;
 	bar->base = base;
 	if (wanted)
@@ -249,6 +269,13 @@ void pci_add_bar(struct pci_function *fn, unsigned n, enum pci_bar_kind kind, ui
 			 (uint32_t) ~(size - 1) & (kind == PCI_BAR_IO ? ~3u : ~15u));
 	if (kind == PCI_BAR_MEM64)
 		pci_set_writable(fn, PCI_BAR(n + 1), 4, (uint32_t)(~(size - 1) >> 32));
+}
+
+void pci_add_doorbells(struct pci_function *fn, unsigned n, const struct doorbell *doorbell,
+		       unsigned doorbells)
+{
+	fn->bar[n].doorbell = doorbell;
+	fn->bar[n].doorbells = doorbells;
 }
 
 /* The first function with a BAR of that address space whose assigned place meets [base, base + size). */

@@ -23,6 +23,7 @@
 #include "bus/io.h"
 
 struct device;
+struct doorbell;
 struct vm;
 
 #define PCI_BUSES 256
@@ -114,6 +115,8 @@ struct pci_bar {
 	uint64_t size;
 	uint64_t assigned; /* its address after reset */
 	struct io_range range;
+	const struct doorbell *doorbell; /* `doorbells` of them; see pci_add_doorbells() */
+	unsigned doorbells;
 	bool wanted, mapped; /* under the bus's lock */
 	uint64_t base;	     /* where it is wanted */
 };
@@ -201,6 +204,11 @@ unsigned pci_add_power(struct pci_function *fn);
  */
 void pci_add_bar(struct pci_function *fn, unsigned n, enum pci_bar_kind kind, uint64_t size,
 		 const char *name, const struct io_ops *ops, void *arg);
+
+/* Registers of the BAR that an engine may serve by itself (vmm/engine.h); their addr is an offset into the BAR. The array
+ * is the caller's and stays unchanged until pci_function_del(). The BAR's handlers do the same. */
+void pci_add_doorbells(struct pci_function *fn, unsigned n, const struct doorbell *doorbell,
+		       unsigned doorbells);
 
 /*
  * Interrupts. INTx: the pin follows the number of the function. MSI: `vectors` (a power of two up to 32) with 64-bit

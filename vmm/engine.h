@@ -34,10 +34,20 @@ struct msi {
 	uint32_t data;
 };
 
+/* A register to which a write does nothing but add 1 to an eventfd. */
+struct doorbell {
+	uint64_t addr; /* of memory, or of a port */
+	int fd;	       /* eventfd */
+	uint16_t value;
+	uint8_t size; /* bytes that are written, 0: however many */
+	bool port;
+	bool match; /* only if `value` is what is written; with a size */
+};
+
 /* What vcpu_idle() found: only the all-halted check uses it. */
 enum vcpu_idle {
-	IDLE_NO,        /* runs, or can be woken by an interrupt */
-	IDLE_HALTED,    /* in HLT with IF=0 */
+	IDLE_NO,	/* runs, or can be woken by an interrupt */
+	IDLE_HALTED,	/* in HLT with IF=0 */
 	IDLE_WAIT_SIPI, /* */
 };
 
@@ -49,7 +59,8 @@ struct engine {
 	 * ("hardware virtualization works"). Takes milliseconds. */
 	int (*probe)(const char **why, struct error *err);
 
-	int (*vm_create)(struct vm *vm, struct error *err); /* vm->engine_data; memory is mapped later */
+	int (*vm_create)(struct vm *vm,
+			 struct error *err); /* vm->engine_data; memory is mapped later */
 	void (*vm_destroy)(struct vm *vm);
 	unsigned (*vcpus_max)(struct vm *vm);
 	/* Every CPUID bit that this engine can show a guest on this host, and the rate of the guest's TSC.
@@ -88,6 +99,9 @@ struct engine {
 	 * an EOI of what it sent before still exits. */
 	void (*ioapic_route)(struct vm *vm, unsigned pin, const struct msi *msi, bool level);
 	void (*nmi_send)(struct vcpu *vcpu);
+	/* From now on, or no longer, the engine may do by itself what a write to the register does, so that it
+	 * does not exit. What it does not do comes as an exit: NULL, or an error returned, is as good. */
+	int (*doorbell)(struct vm *vm, const struct doorbell *bell, bool on);
 
 	/* Guest time stands still from pause to resume (TSC, LAPIC timer, kvm-clock); every vCPU is outside
 	 * vcpu_run() at both. A new VM is paused, and its first call is time_resume(). */

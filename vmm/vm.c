@@ -288,6 +288,12 @@ void vm_msi(struct vm *vm, uint64_t addr, uint32_t data)
 	vm->engine->msi_send(vm, &msi);
 }
 
+void vm_doorbell(struct vm *vm, const struct doorbell *bell, bool on)
+{
+	if (vm->engine->doorbell)
+		vm->engine->doorbell(vm, bell, on);
+}
+
 /* ---- all vCPUs halted ---- */
 
 static int vcpu_idle_job(struct vcpu *vcpu, void *arg)

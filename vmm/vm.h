@@ -171,6 +171,9 @@ int vcpu_pin(struct vcpu *vcpu, const cpu_set_t *host_cpus, struct error *err);
 
 /* Sends an MSI to the engine's local APICs. Any thread, under device locks. */
 void vm_msi(struct vm *vm, uint64_t addr, uint32_t data);
+/* A doorbell is there, or no longer: tells the engine. The register is on the bus all the while, and its handler does the
+ * same. Any thread, under device locks. */
+void vm_doorbell(struct vm *vm, const struct doorbell *bell, bool on);
 /* The PIC's INTR output is now `level`: keeps vm->extint.level and tells the engine of a change. Called
  * by the PIC under its lock. */
 void vm_extint_set(struct vm *vm, bool level);

@@ -79,6 +79,10 @@ enum legacy_register {
 
 #define WORKER_STOP (1ull << 63)
 
+/* What a post of ours adds to a worker's eventfd. An engine that serves doorbells by itself adds 1, and cannot say for
+ * which queue. */
+#define WORKER_POST (1ull << 40)
+
 static struct virtio_device *device_of(struct pci_function *fn)
 {
 	return (struct virtio_device *)fn->device;
@@ -158,11 +162,11 @@ void virtio_broken(struct virtio_device *dev, const char *fmt, ...)
 
 static void worker_post(struct virtio_worker *worker, uint64_t bits)
 {
-	const uint64_t one = 1;
+	const uint64_t post = WORKER_POST;
 
 	/* Who finds bits there has rung, or the worker is about to look. */
 	if (atomic_fetch_or(&worker->pending, bits) == 0 &&
-	    write(worker->doorbell, &one, sizeof(one)) < 0)
+	    write(worker->doorbell, &post, sizeof(post)) < 0)
 		return; /* the counter of an eventfd does not fill up */
 }
 
@@ -220,15 +224,29 @@ bool virtio_run(struct virtio_device *dev, unsigned queue)
 	return go;
 }
 
+/* A bit for each queue of the worker's. */
+static uint64_t worker_queues(const struct virtio_worker *worker)
+{
+	const struct virtio_device *dev = worker->dev;
+	uint64_t bits = 0;
+
+	for (unsigned q = (unsigned)(worker - dev->worker); q < dev->queues; q += dev->workers)
+		bits |= 1ull << q;
+	return bits;
+}
+
 static void *worker_main(void *arg)
 {
 	struct virtio_worker *worker = arg;
 	uint64_t bits, count;
 
 	while (!(atomic_load(&worker->pending) & WORKER_STOP)) {
+		count = 0;
 		if (read(worker->doorbell, &count, sizeof(count)) < 0 && errno != EINTR)
 			break;
 		bits = atomic_exchange(&worker->pending, 0);
+		if (count % WORKER_POST)
+			bits |= worker_queues(worker);
 		if (bits & WORKER_STOP)
 			break;
 		for (; bits; bits &= bits - 1)
@@ -872,6 +890,24 @@ static int set_up_function(struct virtio_device *dev, struct config *node, struc
 	return pci_set_ids_from(fn, node, err);
 }
 
+/* After the workers were made. The legacy interface has one register for all queues. */
+static void add_doorbells(struct virtio_device *dev)
+{
+	for (unsigned q = 0; q < dev->queues; q++) {
+		int fd = dev->worker[q % dev->workers].doorbell;
+
+		dev->doorbell[0][q] =
+			(struct doorbell){.addr = NOTIFY_OFFSET + NOTIFY_MULTIPLIER * q, .fd = fd};
+		dev->doorbell[1][q] = (struct doorbell){.addr = LEGACY_QUEUE_NOTIFY,
+							.fd = fd,
+							.size = 2,
+							.match = true,
+							.value = (uint16_t)q};
+	}
+	pci_add_doorbells(&dev->fn, BAR_MODERN, dev->doorbell[0], dev->queues);
+	pci_add_doorbells(&dev->fn, BAR_LEGACY, dev->doorbell[1], dev->queues);
+}
+
 int virtio_init(struct virtio_device *dev, struct config *node, struct error *err)
 {
 	struct pci_address addr;
@@ -892,6 +928,7 @@ int virtio_init(struct virtio_device *dev, struct config *node, struct error *er
 		rc = worker_make(dev, i, err);
 	dev->ready = rc == 0;
 	if (!rc) {
+		add_doorbells(dev);
 		virtio_reset(&dev->device);
 		rc = pci_function_add(&dev->fn, err);
 	}

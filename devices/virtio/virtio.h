@@ -163,6 +163,7 @@ struct virtio_device {
 	uint16_t queue_max[VIRTIO_QUEUES]; /* sizes offered */
 	unsigned queues, workers;
 	struct virtio_worker worker[VIRTIO_WORKERS];
+	struct doorbell doorbell[2][VIRTIO_QUEUES]; /* modern, legacy */
 	pthread_cond_t idle; /* a worker left `notify`, or a reset has ended */
 	bool parked;	     /* workers stay outside of `notify` */
 	bool resetting;

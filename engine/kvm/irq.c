@@ -1,5 +1,5 @@
 /*
- * Interrupts into the kernel's local APICs.
+ * Interrupts into the kernel's local APICs, and doorbells out of it.
  */
 #include <errno.h>
 #include <string.h>
@@ -113,4 +113,24 @@ void kvm_nmi_send(struct vcpu *vcpu)
 	const struct msi msi = {.addr = MSI_ADDR | vcpu->apic_id << 12, .data = MSI_DATA_NMI};
 
 	kvm_msi_send(vcpu->vm, &msi);
+}
+
+/* KVM has room for some hundreds (NR_IOBUS_DEVS); those beyond exit. */
+int kvm_doorbell(struct vm *vm, const struct doorbell *bell, bool on)
+{
+	struct kvm_vm *kvm = kvm_of(vm);
+	struct kvm_ioeventfd ioeventfd = {
+		.datamatch = bell->value,
+		.addr = bell->addr,
+		.len = bell->size,
+		.fd = bell->fd,
+		.flags = (bell->port ? KVM_IOEVENTFD_FLAG_PIO : 0) |
+			 (bell->match ? KVM_IOEVENTFD_FLAG_DATAMATCH : 0) |
+			 (on ? 0 : KVM_IOEVENTFD_FLAG_DEASSIGN),
+	};
+	int r = kvm_ioctl(kvm->fd, KVM_IOEVENTFD, &ioeventfd);
+
+	if (r >= 0)
+		atomic_fetch_add(&kvm->doorbells, on ? 1 : UINT64_MAX);
+	return r < 0 ? r : 0;
 }

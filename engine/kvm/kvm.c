@@ -39,6 +39,7 @@ static const struct {
 	{KVM_CAP_IMMEDIATE_EXIT, "KVM_CAP_IMMEDIATE_EXIT", "4.13"},
 	{KVM_CAP_SPLIT_IRQCHIP, "KVM_CAP_SPLIT_IRQCHIP", "4.5"},
 	{KVM_CAP_IRQ_ROUTING, "KVM_CAP_IRQ_ROUTING", "2.6.30"},
+	{KVM_CAP_IOEVENTFD_ANY_LENGTH, "KVM_CAP_IOEVENTFD_ANY_LENGTH", "4.4"},
 	{KVM_CAP_SIGNAL_MSI, "KVM_CAP_SIGNAL_MSI", "3.5"},
 	{KVM_CAP_X86_USER_SPACE_MSR, "KVM_CAP_X86_USER_SPACE_MSR", "5.10"},
 	{KVM_CAP_X86_MSR_FILTER, "KVM_CAP_X86_MSR_FILTER", "5.10"},
@@ -380,6 +381,7 @@ static void kvm_stats_print(struct vm *vm, FILE *out)
 	fprintf(out, "%-16s %12" PRIu64 "\n", "kvm_kicks", atomic_load(&kvm->kicks));
 	fprintf(out, "%-16s %12" PRIu64 "\n", "kvm_extints", atomic_load(&kvm->extints));
 	fprintf(out, "%-16s %12" PRIu64 "\n", "kvm_routes", atomic_load(&kvm->route_updates));
+	fprintf(out, "%-16s %12" PRIu64 "\n", "kvm_doorbells", atomic_load(&kvm->doorbells));
 }
 
 const struct engine engine_kvm = {
@@ -404,6 +406,7 @@ const struct engine engine_kvm = {
 	.msi_send = kvm_msi_send,
 	.ioapic_route = kvm_ioapic_route,
 	.nmi_send = kvm_nmi_send,
+	.doorbell = kvm_doorbell,
 	.time_pause = kvm_time_pause,
 	.time_resume = kvm_time_resume,
 	.stats_print = kvm_stats_print,

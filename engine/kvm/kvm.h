@@ -36,7 +36,7 @@ struct kvm_vm {
 	bool time_paused;
 	uint64_t clock_ns; /* kvm-clock */
 
-	_Atomic uint64_t kicks, extints, route_updates;
+	_Atomic uint64_t kicks, extints, route_updates, doorbells;
 };
 
 struct kvm_vcpu {
@@ -108,6 +108,7 @@ void kvm_extint_offer(struct vcpu *vcpu);
 int kvm_msi_send(struct vm *vm, const struct msi *msi);
 void kvm_ioapic_route(struct vm *vm, unsigned pin, const struct msi *msi, bool level);
 void kvm_nmi_send(struct vcpu *vcpu);
+int kvm_doorbell(struct vm *vm, const struct doorbell *bell, bool on);
 
 /* time.c */
 bool kvm_has_tsc_offset(struct kvm_vcpu *kv);

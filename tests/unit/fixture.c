@@ -1,3 +1,4 @@
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -44,6 +45,47 @@ static void stub_ioapic_route(struct vm *vm, unsigned pin, const struct msi *msi
 		f->route[pin].msi = *msi;
 }
 
+static bool same_doorbell(const struct doorbell *a, const struct doorbell *b)
+{
+	return a->addr == b->addr && a->port == b->port && a->size == b->size &&
+	       a->match == b->match && a->value == b->value && a->fd == b->fd;
+}
+
+static int stub_doorbell(struct vm *vm, const struct doorbell *bell, bool on)
+{
+	struct fixture *f = fixture_of(vm);
+
+	if (on && f->doorbells == FIXTURE_DOORBELLS)
+		return -ENOSPC;
+	if (on) {
+		f->doorbell[f->doorbells++] = *bell;
+		return 0;
+	}
+	for (unsigned i = 0; i < f->doorbells; i++) {
+		if (!same_doorbell(&f->doorbell[i], bell))
+			continue;
+		f->doorbell[i] = f->doorbell[--f->doorbells];
+		return 0;
+	}
+	return -ENOENT;
+}
+
+bool fixture_ring(struct fixture *f, bool port, uint64_t addr, unsigned size, uint64_t value)
+{
+	const uint64_t one = 1;
+
+	for (unsigned i = 0; i < f->doorbells; i++) {
+		const struct doorbell *bell = &f->doorbell[i];
+
+		if (bell->port != port || bell->addr != addr ||
+		    (bell->size && bell->size != size) || (bell->match && bell->value != value))
+			continue;
+		assert_int_equal(write(bell->fd, &one, sizeof(one)), sizeof(one));
+		return true;
+	}
+	return false;
+}
+
 /* What devices call instead of vm_request() (the linker's --wrap): there is no run loop here. */
 void __wrap_vm_request(struct vm *vm, enum vm_end end);
 void __wrap_vm_request(struct vm *vm, enum vm_end end)
@@ -59,6 +101,7 @@ static const struct engine engine_stub = {
 	.extint_changed = stub_extint_changed,
 	.msi_send = stub_msi_send,
 	.ioapic_route = stub_ioapic_route,
+	.doorbell = stub_doorbell,
 };
 
 static void ok(int rc, const struct error *err)

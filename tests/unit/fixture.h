@@ -15,6 +15,7 @@
 #include "vmm/vm.h"
 
 #define FIXTURE_MSIS 256
+#define FIXTURE_DOORBELLS 64
 #define NS_PER_MS 1000000ull
 #define NS_PER_US 1000ull
 
@@ -28,6 +29,8 @@ struct fixture {
 		bool present, level;
 		struct msi msi;
 	} route[IOAPIC_PINS];
+	struct doorbell doorbell[FIXTURE_DOORBELLS]; /* those that are on */
+	unsigned doorbells;
 	unsigned routes;	 /* calls of ioapic_route */
 	unsigned extint_changes; /* calls of extint_changed */
 	/* changes of the interrupt lines, seen by a sink of the fixture's; see fixture_watch_lines() */
@@ -66,6 +69,10 @@ static inline void fixture_outb(struct fixture *f, uint16_t port, uint8_t value)
 {
 	fixture_out(f, port, 1, value);
 }
+
+/* Writes as a guest of an engine that serves doorbells by itself: one that is there is rung, and no handler runs; false:
+ * there is none. */
+bool fixture_ring(struct fixture *f, bool port, uint64_t addr, unsigned size, uint64_t value);
 
 /* The interrupt acknowledge cycle of a CPU whose LINT0 takes ExtINT. */
 uint8_t fixture_intack(struct fixture *f);

@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -557,6 +558,47 @@ static void test_wide_mmio(void **state)
 	free(x86);
 }
 
+static uint64_t rung(int fd)
+{
+	uint64_t count = 0;
+
+	return read(fd, &count, sizeof(count)) < 0 ? 0 : count;
+}
+
+/* What rings a doorbell does not exit, all else does. */
+static void test_doorbells(void **state)
+{
+	int port = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK),
+	    mmio = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	struct doorbell bells[] = {
+		{.addr = PORT, .fd = port, .port = true, .size = 2, .match = true, .value = 7},
+		{.addr = MMIO + 4, .fd = mmio},
+	};
+	struct machine m;
+	(void)state;
+
+	machine_make(&m, 1);
+	for (unsigned i = 0; i < 2; i++)
+		assert_int_equal(engine_kvm.doorbell(m.vm, &bells[i], true), 0);
+	/* mov dx,1000; mov eax,7; out dx,ax; out dx,al; inc ax; out dx,ax;
+	 * mov ebx,d0000000; mov [ebx+4],eax; mov [ebx+4],ax; mov [ebx],eax; off */
+	LOAD(&m, 32, 0x66, 0xba, 0, 0x10, 0xb8, 7, 0, 0, 0, 0x66, 0xef, 0xee, 0x66, 0x40, 0x66,
+	     0xef, 0xbb, 0, 0, 0, 0xd0, 0x89, 0x43, 4, 0x66, 0x89, 0x43, 4, 0x89, 0x03, OFF);
+	assert_int_equal(vm_run(m.vm), VM_END_POWEROFF);
+	assert_int_equal(rung(port), 1);
+	assert_int_equal(rung(mmio), 2);
+	assert_int_equal(m.writes, 2);
+	assert_memory_equal(m.written, "\7\10", 2);
+	assert_int_equal(m.vm->vcpu[0].exits[EXIT_MMIO], 1);
+	for (unsigned i = 0; i < 2; i++) {
+		assert_int_equal(engine_kvm.doorbell(m.vm, &bells[i], false), 0);
+		assert_int_equal(engine_kvm.doorbell(m.vm, &bells[i], false), -ENOENT);
+	}
+	machine_end(&m);
+	close(port);
+	close(mmio);
+}
+
 /* Guest time stands still while paused: the TSC the guest reads after a pause of 300 ms has not seen it. */
 static void *pause_300ms(void *arg)
 {
@@ -616,6 +658,7 @@ int main(void)
 		cmocka_unit_test(test_x2apic),
 		cmocka_unit_test(test_triple_fault),
 		cmocka_unit_test(test_wide_mmio),
+		cmocka_unit_test(test_doorbells),
 		cmocka_unit_test(test_tsc_stands_still),
 	};
 	struct error err = {.text = ""};

@@ -50,6 +50,11 @@ static int set_up_blk(void **state)
 	return set_up_as(state, "virtio-blk", NULL, true);
 }
 
+static int set_up_queues(void **state)
+{
+	return set_up_as(state, "virtio-blk", "queues=4", true);
+}
+
 static int set_up_unreadable(void **state)
 {
 	return set_up_as(state, "virtio-blk", "fault=read:EIO:2:1", true);
@@ -407,6 +412,62 @@ static void bars_move_and_vanish(void **state)
 	assert_int_equal(reg_read(d, 0x12, 2), 0xffff);
 }
 
+/* Engines may ring by themselves: at the registers where they are now, and nowhere when they are not decoded. */
+static void engines_ring_the_doorbells(void **state)
+{
+	struct driver *d = *state;
+	struct fixture *f = d->f;
+	uint64_t ports = fixture_read(f, pci_ecam(PCI_BAR(0)), 4) & ~3ull;
+
+	bring_up(d, VIRTIO_F_VERSION_1);
+	descriptor(d, DESC, 0, BUFFER, 100, 2, 0);
+	offer(d, 0, 1);
+	assert_true(fixture_ring(f, false, d->bar + NOTIFY, 2, 0));
+	assert_int_equal(await(d, 1), 100);
+	offer(d, 0, 1);
+	assert_true(fixture_ring(f, true, ports + 0x10, 2, 0));
+	assert_int_equal(await(d, 1), 100);
+	assert_false(fixture_ring(f, true, ports + 0x10, 2, 1)); /* there is no queue 1 */
+	assert_false(fixture_ring(f, true, ports + 0x10, 4, 0));
+	assert_false(fixture_ring(f, false, d->bar + NOTIFY + 4, 2, 0));
+	fixture_write(f, pci_ecam(PCI_BAR(4)), 4, 0xd0000000);
+	assert_false(fixture_ring(f, false, d->bar + NOTIFY, 2, 0));
+	d->bar = 0xd0000000;
+	offer(d, 0, 1);
+	assert_true(fixture_ring(f, false, d->bar + NOTIFY, 2, 0));
+	assert_int_equal(await(d, 1), 100);
+	fixture_write(f, pci_ecam(PCI_COMMAND), 2, PCI_COMMAND_IO | PCI_COMMAND_MASTER);
+	assert_int_equal(f->doorbells, 1);
+	fixture_write(f, pci_ecam(PCI_COMMAND), 2, 0);
+	assert_int_equal(f->doorbells, 0);
+}
+
+/* One worker serves all queues of a disk: any of its doorbells makes it look at each. */
+static void each_queue_has_a_doorbell(void **state)
+{
+	struct driver *d = *state;
+
+	d->queues = 4;
+	bring_up(d, VIRTIO_F_VERSION_1);
+	for (d->queue = 4; d->queue-- > 0;) {
+		unsigned at = d->queue * RINGS;
+		uint64_t header[2] = {8, 0}; /* GET_ID */
+		uint8_t status = 0xff;
+
+		poke(d, BUFFER, header, sizeof(header));
+		poke(d, BUFFER + 0x200, &status, 1);
+		descriptor(d, DESC + at, 0, BUFFER, 16, 1, 1);
+		descriptor(d, DESC + at, 1, BUFFER + 0x100, 20, 3, 2);
+		descriptor(d, DESC + at, 2, BUFFER + 0x200, 1, 2, 0);
+		offer(d, 0, 1);
+		assert_true(fixture_ring(d->f, false, d->bar + NOTIFY + 4 * d->queue, 2, d->queue));
+		await(d, 1);
+		peek(d, BUFFER + 0x200, &status, 1);
+		assert_int_equal(status, 0);
+	}
+	assert_int_equal(d->f->doorbells, 8);
+}
+
 static unsigned find_capability(struct driver *d, uint8_t id)
 {
 	unsigned at = (unsigned)fixture_read(d->f, pci_ecam(PCI_CAPABILITY_POINTER), 1);
@@ -510,6 +571,8 @@ int main(void)
 		RND(bad_rings_break_the_device),
 		RND(noise_is_survived),
 		RND(bars_move_and_vanish),
+		RND(engines_ring_the_doorbells),
+		WITH(each_queue_has_a_doorbell, set_up_queues),
 		RND(masked_messages_wait),
 		BLK(disk_keeps_what_is_written),
 		BLK(disk_has_an_end),
