@@ -34,7 +34,7 @@ struct vm;
 #define PCI_CONFIG_EXTENDED_SIZE 4096 /* PCI Express */
 
 /* Where BARs may live, as the host bridge's _CRS tells the guest. */
-#define PCI_IO_BASE 0x2000u
+#define PCI_IO_BASE 0x3000u /* 0x2000 has pc-testdev, where kvm-unit-tests look for it */
 #define PCI_IO_END 0x10000u
 #define PCI_MEM32_BASE 0xc0000000ull
 #define PCI_MEM32_END 0xe0000000ull

@@ -17,7 +17,7 @@
 #define AVAIL 0x11000u
 #define USED 0x12000u
 #define RINGS 0x3000u
-#define BUFFER 0x20000u
+#define BUFFER 0x200000u
 #define SIZE 64u
 #define WAIT_MS 20000
 
@@ -34,7 +34,7 @@ struct driver {
 	uint64_t bar;
 	unsigned queue;	 /* the one that offer(), notify() and await() are about */
 	unsigned queues; /* how many bring_up() enables: 1 */
-	uint16_t avail[4], used[4];
+	uint16_t avail[8], used[8];
 	FILE *log; /* what the device says to the user */
 };
 

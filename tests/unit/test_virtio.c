@@ -13,6 +13,7 @@
 #include <cmocka.h>
 
 #include "bus/pci.h"
+#include "debug/testdev.h"
 #include "devices/virtio/virtio.h"
 #include "tests/unit/driver.h"
 
@@ -468,6 +469,18 @@ static void each_queue_has_a_doorbell(void **state)
 	assert_int_equal(d->f->doorbells, 8);
 }
 
+/* kvm-unit-tests fix the ports of their device, and the first BAR of all keeps clear of them. */
+static void there_is_room_for_the_test_device(void **state)
+{
+	struct driver *d = *state;
+	uint64_t ports = fixture_read(d->f, pci_ecam(PCI_BAR(0)), 4) & ~3ull;
+
+	fixture_device(d->f, &testdev_class, NULL);
+	fixture_outb(d->f, TESTDEV_IRQ_PORT + 5, 1);
+	assert_true(irq_line_level(&d->f->vm.irq, 5));
+	assert_int_not_equal(fixture_in(d->f, (uint16_t)ports, 4), UINT32_MAX);
+}
+
 static unsigned find_capability(struct driver *d, uint8_t id)
 {
 	unsigned at = (unsigned)fixture_read(d->f, pci_ecam(PCI_CAPABILITY_POINTER), 1);
@@ -573,6 +586,7 @@ int main(void)
 		RND(bars_move_and_vanish),
 		RND(engines_ring_the_doorbells),
 		WITH(each_queue_has_a_doorbell, set_up_queues),
+		RND(there_is_room_for_the_test_device),
 		RND(masked_messages_wait),
 		BLK(disk_keeps_what_is_written),
 		BLK(disk_has_an_end),
