@@ -106,7 +106,7 @@ struct soft_vm {
 	bool isa[ISA_SETS];		 /* which instructions the CPU model shows: native.h */
 	bool sha_aligned; /* this CPU wants SHA's operands aligned: Intel's, AMD's does not */
 	_Atomic uint64_t n_translated, n_linked, n_invalidated, n_flushes, n_tlb_miss, n_slow,
-		n_faults, n_dispatch;
+		n_faults;
 };
 
 /* One place for every instruction's memory of a block's metadata: freed with the cache. NULL: full. */

@@ -418,8 +418,9 @@ uint64_t soft_mem_linear(struct soft_cpu *cpu, uint64_t offset, uint32_t desc);
 /* Quick: where `linear` is to be fetched from, rights checked, from a small cache or by a walk. 0; -1: not by
  * quick means (fault, no RAM): use soft_translate_va(ACCESS_FETCH). */
 int soft_fetch_gpa(struct soft_cpu *cpu, uint64_t linear, uint64_t *gpa);
-/* Quick: remembers that cpu->rip (in the mode now) leads to this entry. */
-void soft_jump_cache_put(struct soft_cpu *cpu, uint64_t rip, void *code);
+/* Quick: remembers that `rip` (in the mode now) leads to this block; and the block if that is remembered still. */
+void soft_jump_cache_put(struct soft_cpu *cpu, uint64_t rip, struct soft_block *block);
+struct soft_block *soft_jump_known(struct soft_cpu *cpu, uint64_t rip);
 /* Quick: from the page of RIPs now, the jump with this entry and number (struct block_link) leads where it is linked to. */
 void soft_far_put(struct soft_cpu *cpu, uint32_t entry, uint32_t number);
 

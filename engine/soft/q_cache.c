@@ -41,7 +41,10 @@ bool cache_page_has_code(struct soft_vm *svm, uint64_t gpa)
 
 bool cache_page_watched(struct soft_vm *svm, uint64_t gpa)
 {
-	return !page_attr(svm, gpa) || cache_page_has_code(svm, gpa);
+	_Atomic uint8_t *attr = page_attr(svm, gpa);
+
+	/* CODE alone: another vCPU may have set it anew and wait still to take the rights to write away. */
+	return !attr || (atomic_load(attr) & (PAGE_CODE | PAGE_WRITTEN)) == PAGE_CODE;
 }
 
 /* ---- links -------------------------------------------------------------------------------------------- */

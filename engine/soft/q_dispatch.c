@@ -115,12 +115,15 @@ static void *dispatch(struct soft_cpu *cpu)
 	    (cpu->mode & (MODE_STEP | MODE_SHADOW)))
 		return NULL;
 	cpu->shadow_sti = cpu->shadow_mov_ss = false;
-	if (!dispatch_linear(cpu, &linear) || soft_fetch_gpa(cpu, linear, &gpa))
-		return NULL;
-	block = dispatch_find(cpu, linear, gpa);
-	if (!block)
-		return NULL;
-	soft_jump_cache_put(cpu, cpu->rip, cpu->svm->code_rx + block->code);
+	block = soft_jump_known(cpu, cpu->rip);
+	if (!block) {
+		if (!dispatch_linear(cpu, &linear) || soft_fetch_gpa(cpu, linear, &gpa))
+			return NULL;
+		block = dispatch_find(cpu, linear, gpa);
+		if (!block)
+			return NULL;
+	}
+	soft_jump_cache_put(cpu, cpu->rip, block);
 	if (link)
 		dispatch_link(cpu, link, block);
 	return cpu->svm->code_rx + block->code;

@@ -354,6 +354,8 @@ static bool page_write_direct(struct soft_vm *svm, uint64_t gpa)
 	if (!attr)
 		return false;
 	seen = atomic_load_explicit(attr, memory_order_relaxed);
+	if (seen & PAGE_CODE)
+		return false; /* WRITTEN stays clear: nobody needs to be stopped for the next translation */
 	if ((seen & (PAGE_WRITTEN | PAGE_DIRTY)) != (PAGE_WRITTEN | PAGE_DIRTY))
 		atomic_fetch_or(attr, PAGE_WRITTEN | PAGE_DIRTY);
 	/* Ordered against cache_watch_page(): it sets CODE and then looks for WRITTEN. */
@@ -450,14 +452,24 @@ int soft_fetch_gpa(struct soft_cpu *cpu, uint64_t linear, uint64_t *gpa)
 	return 0;
 }
 
-void soft_jump_cache_put(struct soft_cpu *cpu, uint64_t rip, void *code)
+void soft_jump_cache_put(struct soft_cpu *cpu, uint64_t rip, struct soft_block *block)
 {
 	struct soft_slot *slot = slot_now(cpu);
 	struct soft_tlb *tlb = cpu->tlb;
 	unsigned i = JUMP_INDEX(rip);
 
-	tlb->jump[i] = (struct soft_jump){.tag = -rip, .code = code};
+	tlb->jump[i] = (struct soft_jump){.tag = -rip, .code = cpu->svm->code_rx + block->code};
 	slot->jtouched[cpu->slots->kind] |= 1ull << (i / 64);
+	cpu->slots->known[KNOWN_INDEX(rip)] = (struct known_jump){
+		.rip = rip, .epoch = slot->epoch[cpu->slots->kind], .block = block};
+}
+
+struct soft_block *soft_jump_known(struct soft_cpu *cpu, uint64_t rip)
+{
+	const struct known_jump *k = &cpu->slots->known[KNOWN_INDEX(rip)];
+
+	return k->rip == rip && k->epoch == slot_now(cpu)->epoch[cpu->slots->kind] ? k->block
+										   : NULL;
 }
 
 void soft_far_put(struct soft_cpu *cpu, uint32_t entry, uint32_t number)
@@ -477,6 +489,7 @@ static void jumps_flush(struct soft_slot *slot, enum tlb_kind kind)
 			tlb->jump[i].tag = JUMP_EMPTY(i);
 	}
 	slot->jtouched[kind] = 0;
+	slot->epoch[kind] += KNOWN_EPOCHS;
 }
 
 static void far_flush(struct soft_slot *slot, enum tlb_kind kind)
@@ -693,15 +706,17 @@ void soft_tlb_select(struct soft_cpu *cpu)
 	struct soft_slots *slots = cpu->slots;
 	struct soft_slot *slot = &slots->slot[slots->current];
 	uint32_t mode = cpu->mode & ~(MODE_STEP | MODE_SHADOW);
-	uint64_t cs_base = cpu->mode & (MODE_CODE64 | MODE_FLAT) ? 0 : cpu->seg[X86_CS].base;
+	uint64_t cs = 0;
 	enum tlb_kind kind = kind_for(cpu, 0);
 
+	if (!(cpu->mode & (MODE_CODE64 | MODE_FLAT)))
+		cs = (uint32_t)cpu->seg[X86_CS].base | (uint64_t)cpu->seg[X86_CS].limit << 32;
 	slots->kind = kind;
 	cpu->tlb = slot->tlb[kind];
-	if (slot->jmode[kind] != mode || slot->jcs_base[kind] != cs_base) {
+	if (slot->jmode[kind] != mode || slot->jcs[kind] != cs) {
 		jumps_flush(slot, kind);
 		far_flush(slot, kind);
 		slot->jmode[kind] = mode;
-		slot->jcs_base[kind] = cs_base;
+		slot->jcs[kind] = cs;
 	}
 }

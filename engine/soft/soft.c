@@ -154,6 +154,8 @@ static void soft_host_write_end(struct vm *vm, uint64_t gpa, uint64_t len)
 
 	if (!svm->page_attr || !len)
 		return;
+	/* The bytes first, then the look for CODE: a vCPU that sets it reads them afterwards. */
+	atomic_thread_fence(memory_order_seq_cst);
 	for (uint64_t page = gpa & ~(PAGE_SIZE - 1); page < gpa + len; page += PAGE_SIZE) {
 		_Atomic uint8_t *attr = page_attr(svm, page);
 

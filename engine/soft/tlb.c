@@ -37,6 +37,7 @@ int soft_tlb_init(struct soft_cpu *cpu)
 		struct soft_tlb *tlb = (struct soft_tlb *)(void *)(tables + i * each);
 
 		slots->slot[i / TLB_KINDS].tlb[i % TLB_KINDS] = tlb;
+		slots->slot[i / TLB_KINDS].epoch[i % TLB_KINDS] = i + 1;
 		tlb_make_empty(tlb);
 	}
 	cpu->slots = slots;

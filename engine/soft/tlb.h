@@ -22,13 +22,29 @@ struct fetch_entry {
 	uint64_t gpa; /* page */
 };
 
+/*
+ * Behind the jump caches, which are small for the sake of a short look-up in translated code: one table a vCPU, at
+ * KNOWN_INDEX(rip). An entry holds while `epoch` is that of the slot and kind it was made in: a new epoch begins
+ * whenever their jump cache is dropped.
+ */
+struct known_jump {
+	uint64_t rip, epoch;
+	struct soft_block *block;
+	uint64_t unused; /* two entries a cache line */
+};
+#define KNOWN_ENTRIES 32768
+#define KNOWN_INDEX(rip) (((rip) >> 1 ^ (rip) >> 16) & (KNOWN_ENTRIES - 1))
+#define KNOWN_EPOCHS \
+	(SLOTS * TLB_KINDS) /* epochs of a slot and kind are so far apart; 0 is nobody's */
+
 struct soft_slot {
 	struct soft_tlb *tlb[TLB_KINDS];
 	uint64_t touched[TLB_KINDS];  /* a bit for each 64 entries with anything in rtag or wtag */
 	uint64_t jtouched[TLB_KINDS]; /* the same for the jump cache */
 	uint64_t ftouched[TLB_KINDS]; /* .. and for each FAR_GROUP of `far` */
 	uint32_t jmode[TLB_KINDS];    /* what the jump cache is valid for */
-	uint64_t jcs_base[TLB_KINDS];
+	uint64_t jcs[TLB_KINDS];      /* .. the code segment: base, limit << 32, where it has any */
+	uint64_t epoch[TLB_KINDS];    /* of struct known_jump */
 	struct fetch_entry fetch[2][FETCH_ENTRIES]; /* supervisor, user */
 	/* A bit for pages that anything in jump caches, `far` and `fetch` comes from, by number modulo CODE_PAGES */
 	uint64_t code_pages[CODE_PAGES / 64];
@@ -44,6 +60,7 @@ struct soft_slots {
 	unsigned current;
 	enum tlb_kind kind;
 	uint64_t stamp;
+	struct known_jump known[KNOWN_ENTRIES];
 };
 
 /* svm->page_attr[], a byte for each page of RAM. */
