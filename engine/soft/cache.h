@@ -51,6 +51,7 @@ struct block_link {
 	/* Far: to another page. It is taken while soft_tlb.far[far_entry] says that the page is still what it was; the
 	 * number, 1 to 4095, tells it from others that have the same entry, and is 0 if it cannot be linked. */
 	bool far;
+	bool plain; /* to a block with MODE_PLAIN */
 	uint16_t far_number;
 	uint32_t far_entry;
 };

@@ -119,6 +119,8 @@ enum tlb_kind { TLB_USER, TLB_SUPER, TLB_SUPER_AC, TLB_KINDS };
 #define MODE_SHADOW \
 	0x10000u /* in an STI or MOV SS shadow: one instruction, then events are looked at */
 #define MODE_OSXMMEX 0x20000u /* CR4.OSXMMEXCPT: SIMD exceptions are #XM, else #UD */
+#define MODE_PLAIN \
+	0x40000u /* of blocks only: every access looks for itself (translate.h, struct share) */
 
 /* ---- what a C helper tells its thunk --------------------------------------------------------------- */
 
@@ -204,7 +206,9 @@ struct soft_cpu {
 	uint64_t shared
 		[4]; /* 0x160: host addresses that accesses of the running block share: t_share.c */
 
-	uint32_t mode; /* MODE_*, for the block to be looked up next; soft_update_mode() */
+	uint32_t mode;	 /* MODE_*, for the block to be looked up next; soft_update_mode() */
+	bool want_plain; /* the next block, if it is at plain_rip, is one with MODE_PLAIN */
+	uint64_t plain_rip;
 	struct x86_seg seg[X86_SEGS], tr, ldtr;
 	struct x86_table gdtr, idtr;
 	uint64_t cr0, cr2, cr3, cr4, cr8;

@@ -37,12 +37,12 @@ bool dispatch_linear(const struct soft_cpu *cpu, uint64_t *linear)
 	return cpu->rip <= cpu->seg[X86_CS].limit;
 }
 
-void dispatch_key(const struct soft_cpu *cpu, uint64_t gpa, struct block_key *key)
+void dispatch_key(const struct soft_cpu *cpu, uint64_t gpa, uint32_t plain, struct block_key *key)
 {
 	bool based = !(cpu->mode & (MODE_CODE64 | MODE_FLAT));
 
 	key->gpa = gpa;
-	key->mode = cpu->mode;
+	key->mode = cpu->mode | plain;
 	key->cs_base = based ? cpu->seg[X86_CS].base : 0;
 	key->cs_limit = based ? cpu->seg[X86_CS].limit : 0;
 }
@@ -57,12 +57,13 @@ static bool second_page_holds(struct soft_cpu *cpu, const struct soft_block *blo
 	return !soft_fetch_gpa(cpu, (linear | PAGE_MASK) + 1, &gpa) && gpa == block->gpa2;
 }
 
-struct soft_block *dispatch_find(struct soft_cpu *cpu, uint64_t linear, uint64_t gpa)
+struct soft_block *dispatch_find(struct soft_cpu *cpu, uint64_t linear, uint64_t gpa,
+				 uint32_t plain)
 {
 	struct block_key key;
 	struct soft_block *block;
 
-	dispatch_key(cpu, gpa, &key);
+	dispatch_key(cpu, gpa, plain, &key);
 	block = block_find(cpu->svm, &key);
 	if (!block || !second_page_holds(cpu, block, linear))
 		return NULL;
@@ -73,7 +74,8 @@ static bool may_link(const struct block_link *link, const struct soft_block *to)
 {
 	const struct block_key *from = &link->from->key;
 
-	if (to->gpa2 != ~0ull || from->mode != to->key.mode ||
+	if (to->gpa2 != ~0ull || (from->mode & ~MODE_PLAIN) != (to->key.mode & ~MODE_PLAIN) ||
+	    link->plain != !!(to->key.mode & MODE_PLAIN) ||
 	    (to->key.gpa & PAGE_MASK) != ((uint64_t)(int64_t)link->target & PAGE_MASK))
 		return false;
 	if (link->far)
@@ -86,7 +88,8 @@ static void dispatch_link(struct soft_cpu *cpu, struct block_link *link, struct 
 {
 	struct soft_vm *svm = cpu->svm;
 
-	link->tries = LINK_TRIES;
+	/* The jump cache does not know plain blocks. */
+	link->tries = link->plain ? 1 : LINK_TRIES;
 	if (!may_link(link, to))
 		return;
 	/* The next time, if the lock is taken: waiting here would hold up a safepoint. */
@@ -101,11 +104,40 @@ static void dispatch_link(struct soft_cpu *cpu, struct block_link *link, struct 
 	soft_lock_release(&svm->lock);
 }
 
+static struct soft_block *dispatch_look(struct soft_cpu *cpu, uint32_t plain)
+{
+	uint64_t linear, gpa;
+
+	if (!dispatch_linear(cpu, &linear) || soft_fetch_gpa(cpu, linear, &gpa))
+		return NULL;
+	return dispatch_find(cpu, linear, gpa, plain);
+}
+
+/* If there is none yet, soft_run() makes it. */
+static struct soft_block *dispatch_plain(struct soft_cpu *cpu)
+{
+	struct soft_block *block = dispatch_look(cpu, MODE_PLAIN);
+
+	cpu->want_plain = !block;
+	cpu->plain_rip = cpu->rip;
+	return block;
+}
+
+static struct soft_block *dispatch_usual(struct soft_cpu *cpu)
+{
+	struct soft_block *block = soft_jump_known(cpu, cpu->rip);
+
+	if (!block)
+		block = dispatch_look(cpu, 0);
+	if (block)
+		soft_jump_cache_put(cpu, cpu->rip, block);
+	return block;
+}
+
 static void *dispatch(struct soft_cpu *cpu)
 {
 	struct block_link *link = cpu->link;
 	struct soft_block *block;
-	uint64_t linear, gpa;
 
 	cpu->link = NULL;
 	/* Something waits for a chance that this instruction may have given. */
@@ -115,15 +147,9 @@ static void *dispatch(struct soft_cpu *cpu)
 	    (cpu->mode & (MODE_STEP | MODE_SHADOW)))
 		return NULL;
 	cpu->shadow_sti = cpu->shadow_mov_ss = false;
-	block = soft_jump_known(cpu, cpu->rip);
-	if (!block) {
-		if (!dispatch_linear(cpu, &linear) || soft_fetch_gpa(cpu, linear, &gpa))
-			return NULL;
-		block = dispatch_find(cpu, linear, gpa);
-		if (!block)
-			return NULL;
-	}
-	soft_jump_cache_put(cpu, cpu->rip, block);
+	block = link && link->plain ? dispatch_plain(cpu) : dispatch_usual(cpu);
+	if (!block)
+		return NULL;
 	if (link)
 		dispatch_link(cpu, link, block);
 	return cpu->svm->code_rx + block->code;

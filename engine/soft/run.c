@@ -76,13 +76,15 @@ static enum soft_next run_block_get(struct soft_cpu *cpu, struct soft_block **bl
 	struct soft_vm *svm = cpu->svm;
 	struct block_key key;
 	uint64_t linear, gpa, gpa2 = ~0ull, limit_left = ~0ull;
+	uint32_t plain = cpu->want_plain && cpu->plain_rip == cpu->rip ? MODE_PLAIN : 0;
 	unsigned left;
 
+	cpu->want_plain = false;
 	if (!dispatch_linear(cpu, &linear))
 		return soft_raise_error(cpu, X86_GP, 0);
 	if (soft_translate_va(cpu, linear, ACCESS_FETCH, &gpa, NULL))
 		return NEXT_FAULT;
-	*block = dispatch_find(cpu, linear, gpa);
+	*block = dispatch_find(cpu, linear, gpa, plain);
 	if (*block)
 		return NEXT_GO;
 	if (!memory_find(&svm->vm->memory, gpa, 1))
@@ -100,7 +102,7 @@ static enum soft_next run_block_get(struct soft_cpu *cpu, struct soft_block **bl
 	}
 	if (!(cpu->mode & MODE_CODE64))
 		limit_left = cpu->seg[X86_CS].limit - cpu->rip;
-	dispatch_key(cpu, gpa, &key);
+	dispatch_key(cpu, gpa, plain, &key);
 	return translate_block(cpu, &key, gpa2, limit_left, block);
 }
 

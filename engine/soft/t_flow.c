@@ -55,13 +55,13 @@ static void align_rel32(struct translation *t, unsigned opcode_len)
 	emit_bytes(&t->e, nops[pad], pad);
 }
 
-static void exit_add(struct translation *t, uint32_t place, int32_t target)
+static void exit_add(struct translation *t, uint32_t place, int32_t target, bool plain)
 {
 	if (t->nexits == BLOCK_LINKS_MAX) {
 		t->e.overflow = true;
 		return;
 	}
-	t->exits[t->nexits++] = (struct exit_site){.jump = place, .target = target};
+	t->exits[t->nexits++] = (struct exit_site){.jump = place, .target = target, .plain = plain};
 }
 
 /* In 64-bit code from any page to any other; else RIP might wrap round on the way. */
@@ -80,14 +80,14 @@ void emit_goto(struct translation *t, int32_t target)
 		return;
 	}
 	align_rel32(t, 1);
-	exit_add(t, emit_jmp(&t->e), target);
+	exit_add(t, emit_jmp(&t->e), target, false);
 }
 
 /* A conditional jump is the last but one thing that a block may leave by; room for the end must stay. */
 static void emit_goto_if(struct translation *t, unsigned cc, int32_t target)
 {
 	align_rel32(t, 2);
-	exit_add(t, emit_jcc(&t->e, cc), target);
+	exit_add(t, emit_jcc(&t->e, cc), target, false);
 }
 
 /* Target of a relative branch, as a page offset; 16-bit ones wrap and are not done by offset. */
@@ -269,7 +269,7 @@ static void emit_jcc_insn(struct translation *t, const struct insn *insn, unsign
 {
 	uint32_t skip;
 
-	if (t->first_version && t->loop.length && t->index == t->loop.length) {
+	if (t->loop.length && t->index == t->loop.length) {
 		t->loop.from = emit_jcc(&t->e, cc);
 		t->loop.cont = emit_pos(&t->e);
 		share_forget(t);
@@ -408,18 +408,28 @@ static void emit_cold_access(struct translation *t, const struct cold *c)
 		return;
 	}
 	if (c->body.kind != BODY_NONE) {
+		uint32_t direct = 0;
+
 		emit_body(t, &c->body);
+		if (c->leaves) {
+			emit_load(e, 8, H_RCX, CPU(bounce_active));
+			direct = emit_jrcxz(e);
+		}
 		emit_mov_imm(e, H_RCX, c->desc);
 		emit_call_mem(e, CPU_STUB(STUB_COMMIT));
+		if (c->leaves) {
+			emit_jmp_mem(e,
+				     CPU_STUB(STUB_LEAVE)); /* cpu->rip is the next instruction's */
+			emit_here8(e, direct);
+		}
 	}
-	emit_jmp_to(e,
-		    c->resume && t->unshared[c->resume - 1] ? t->unshared[c->resume - 1] : c->back);
+	emit_jmp_to(e, c->back);
 }
 
 static void emit_probe(struct translation *t, const struct probe *p)
 {
 	struct emit *e = &t->e;
-	uint32_t found;
+	uint32_t found = 0;
 
 	emit_here(e, p->from);
 	if (p->what) {
@@ -428,11 +438,12 @@ static void emit_probe(struct translation *t, const struct probe *p)
 		emit_mov_imm(e, H_RCX, p->what);
 		emit_call_mem(e, CPU(probe_stub));
 		found = emit_jrcxz(e);
-		emit_jmp_to(e, t->unshared[p->insn]);
+	}
+	align_rel32(t, 1);
+	exit_add(t, emit_jmp(e), p->offset, true);
+	if (p->what) {
 		emit_here8(e, found);
 		emit_jmp_to(e, p->back);
-	} else {
-		emit_jmp_to(e, t->unshared[p->insn]);
 	}
 }
 
@@ -489,6 +500,7 @@ void emit_exit_part(struct translation *t, const struct exit_site *site, struct 
 		return;
 	}
 	link->target = site->target;
+	link->plain = site->plain;
 	link->far = site->target < 0 || site->target >= PAGE;
 	link->tries = 1;
 	link->patch = t->base + site->jump;

@@ -166,7 +166,8 @@ void loop_plan(struct translation *t, unsigned n)
 	uint32_t taken = 0;
 
 	memset(l, 0, sizeof(*l));
-	if (!(t->mode & MODE_CODE64) || (t->mode & (MODE_AC | MODE_STEP | MODE_SHADOW)))
+	if (!(t->mode & MODE_CODE64) ||
+	    (t->mode & (MODE_AC | MODE_STEP | MODE_SHADOW | MODE_PLAIN)))
 		return;
 	l->length = loop_length(t, n, &taken);
 	memset(m.constant, true, sizeof(m.constant));

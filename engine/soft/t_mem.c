@@ -71,8 +71,7 @@ static struct cold *cold_add(struct translation *t, uint32_t desc)
 	}
 	c = &t->cold[t->ncold++];
 	*c = (struct cold){.desc = desc, .offset = t->offset, .body.kind = BODY_NONE};
-	if ((desc & MEM_WRITE) && t->sharing && t->index >= t->first_leader)
-		c->resume = t->index + 2;
+	c->leaves = (desc & MEM_WRITE) && t->index >= t->first_leader;
 	t->in_r10 = 0;
 	return c;
 }
@@ -154,7 +153,7 @@ static struct probe *probe_add(struct translation *t, const struct share *s, boo
 	struct probe *p = &t->probe[t->nprobes++];
 
 	/* A read must not make the page dirty for the sake of a write that follows. */
-	*p = (struct probe){.insn = t->index,
+	*p = (struct probe){.offset = t->offset,
 			    .what = !s->write ? s->size
 				    : write   ? s->size | PROBE_WRITE
 					      : 0};
@@ -239,7 +238,7 @@ static const struct share *share_now(const struct translation *t)
 {
 	const struct share *s = &t->share[t->index];
 
-	if (!t->sharing || s->role == SHARE_NONE)
+	if (s->role == SHARE_NONE)
 		return NULL;
 	return s->role == SHARE_LEADER || t->live[s->slot] == s->leader + 1 ? s : NULL;
 }

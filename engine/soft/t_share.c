@@ -259,7 +259,8 @@ void share_plan(struct translation *t, unsigned n)
 
 	memset(t->share, 0, sizeof(t->share));
 	t->first_leader = BLOCK_INSNS_MAX;
-	if (!(t->mode & MODE_CODE64) || (t->mode & (MODE_AC | MODE_STEP | MODE_SHADOW)))
+	if (!(t->mode & MODE_CODE64) ||
+	    (t->mode & (MODE_AC | MODE_STEP | MODE_SHADOW | MODE_PLAIN)))
 		return;
 	for (unsigned i = 0, at = 0; i < n; at += t->insns[i].len, i++) {
 		const struct insn *insn = &t->insns[i];

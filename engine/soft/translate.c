@@ -254,21 +254,17 @@ static unsigned decode_insns(struct translation *t, const uint8_t *bytes, unsign
 	return count;
 }
 
-/* Writes instructions from..count of `insns`, or fewer where room runs out; then the way on. */
-static void emit_insns(struct translation *t, struct insn *insns, unsigned from, unsigned count)
+/* Writes the first instructions of `insns`, as many as there is room for; then the way on. */
+static void emit_insns(struct translation *t, unsigned count)
 {
-	unsigned links = t->nexits + BLOCK_LINKS_MAX / 2,
-		 room = emit_pos(&t->e) + BLOCK_CODE_MAX / 4;
-
 	t->ended = false;
-	for (t->index = from; t->index < count && !t->ended && !t->e.overflow && !t->no_meta;
+	for (t->index = 0; t->index < count && !t->ended && !t->e.overflow && !t->no_meta;
 	     t->index++) {
-		struct insn *insn = &insns[t->index];
+		struct insn *insn = &t->insns[t->index];
 
-		if (t->nexits + 2 > links || emit_pos(&t->e) > room)
+		if (t->nexits + 2 > BLOCK_BRANCHES_MAX || emit_pos(&t->e) > BLOCK_CODE_MAX / 2)
 			break;
 		t->insn = insn;
-		t->unshared[t->index] = emit_pos(&t->e);
 		translation_mark(t, 0);
 		if (t->raise)
 			emit_helper(t, insn, t->raise, false, true);
@@ -276,44 +272,13 @@ static void emit_insns(struct translation *t, struct insn *insns, unsigned from,
 			emit_one(t, insn);
 		t->offset += insn->len;
 	}
+	t->ninsns = t->index;
 	if (t->ended)
 		return;
-	t->unshared[t->index] = emit_pos(&t->e);
 	if (t->mode & (MODE_STEP | MODE_SHADOW))
 		emit_leave_at(t, t->offset);
 	else
 		emit_goto(t, t->offset);
-}
-
-/* All instructions, and again those from the first that shares a look-up. */
-static void emit_versions(struct translation *t, unsigned count)
-{
-	uint16_t end;
-
-	share_plan(t, count);
-	loop_plan(t, count);
-	if (t->loop.length)
-		memcpy(t->plain, t->insns, (t->loop.length + 1) * sizeof(t->plain[0]));
-	t->sharing = t->first_leader < count;
-	if (t->sharing)
-		memcpy(t->again, t->insns, count * sizeof(t->again[0]));
-	t->offset = t->start;
-	t->first_version = true;
-	emit_insns(t, t->insns, 0, count);
-	t->first_version = false;
-	t->ninsns = t->index;
-	end = t->offset;
-	memset(t->unshared, 0, sizeof(t->unshared));
-	if (t->sharing && t->first_leader < t->ninsns) {
-		t->sharing = false;
-		t->offset = t->start;
-		for (unsigned i = 0; i < t->first_leader; i++)
-			t->offset += t->again[i].len;
-		emit_insns(t, t->again, t->first_leader, t->ninsns);
-		/* The first version counts on the second having every instruction. */
-		t->e.overflow |= t->index < t->ninsns;
-	}
-	t->offset = end;
 }
 
 static int block_metadata(struct translation *t, struct soft_block *block, unsigned guest_len)
@@ -345,10 +310,16 @@ static int block_metadata(struct translation *t, struct soft_block *block, unsig
 static int block_emit(struct translation *t, struct soft_block *block, const uint8_t *bytes,
 		      unsigned n, unsigned bytes_in_page, uint64_t limit_left)
 {
-	emit_head(t, block);
-	emit_versions(t, decode_insns(t, bytes, n, bytes_in_page, limit_left));
-	unsigned len = (unsigned)t->offset - t->start;
+	unsigned count = decode_insns(t, bytes, n, bytes_in_page, limit_left), len;
 
+	share_plan(t, count);
+	loop_plan(t, count);
+	if (t->loop.length)
+		memcpy(t->plain, t->insns, (t->loop.length + 1) * sizeof(t->plain[0]));
+	t->offset = t->start;
+	emit_head(t, block);
+	emit_insns(t, count);
+	len = (unsigned)t->offset - t->start;
 	emit_loop_parts(t);
 	emit_cold_parts(t);
 	if (t->no_meta)

@@ -2,8 +2,8 @@
  * Translation of one block: internal to translate.c (flow, block structure), t_mem.c (addresses, the inline TLB)
  * and t_native.c (instructions that are written again). See docs/ARCHITECTURE.md for a drawn example.
  *
- * A block's host code, in order: the way out for a pending request, the `cross` entry, the `local` entry,
- * the instructions, some of them again (struct share), then the cold parts: TLB misses, exits that are not linked.
+ * A block's host code, in order: the way out for a pending request, the `cross` entry, the `local` entry, the
+ * instructions, then the cold parts: a loop's (struct loop), TLB misses, exits that are not linked.
  */
 #ifndef ENGINE_SOFT_TRANSLATE_H
 #define ENGINE_SOFT_TRANSLATE_H
@@ -14,10 +14,11 @@
 #include "engine/soft/emit.h"
 
 #define BLOCK_INSNS_MAX 64
-/* Twice what the instructions of a block need: they may be written a second time, see struct share. */
-#define BLOCK_COLD_MAX (BLOCK_INSNS_MAX * 4)
-#define BLOCK_LINKS_MAX 48
-#define BLOCK_PCS_MAX (BLOCK_INSNS_MAX * 8)
+#define BLOCK_COLD_MAX (BLOCK_INSNS_MAX * 2)
+#define BLOCK_BRANCHES_MAX 48
+#define BLOCK_LINKS_MAX \
+	(BLOCK_BRANCHES_MAX + BLOCK_INSNS_MAX) /* a leader has one too: struct share */
+#define BLOCK_PCS_MAX (BLOCK_INSNS_MAX * 5)
 
 /* block_pc.flags: while set, the host register in the low four bits is borrowed and its guest value is in
  * cpu->scratch[0]. */
@@ -65,8 +66,7 @@ struct cold {
 	bool address;	    /* the linear address is in R10 already; host address wanted in R10 */
 	struct hmem linear; /* else it is this */
 	struct body body;   /* BODY_NONE for reads */
-	unsigned
-		resume; /* a write: 1 + the instruction to go on with in the second version, 0: `back` */
+	bool leaves;	    /* a write that had to go by C ends the block: see struct share */
 };
 
 #define SHARE_SLOTS 4 /* of cpu->shared[] */
@@ -77,9 +77,9 @@ struct cold {
  * host address in cpu->shared[slot]; the others, the members, use it unchecked. Between the two no C runs but soft_mem_fast(),
  * so that no translation and no right to write can be taken away.
  *
- * Where the group does not lie in one page of RAM, the leader goes on in a second version of the block's instructions, in
- * which every access is checked on its own. So does a write that had to go by soft_mem_slow(), which may have let other
- * vCPUs run: what was checked before it is void.
+ * Where the group does not lie in one page of RAM, the leader leaves for another block, with MODE_PLAIN, that begins with
+ * its instruction and in which every access is checked on its own. It is made when it is wanted first. A write that had to
+ * go by soft_mem_slow() may have let other vCPUs run: what was checked before it is void, and the block is left behind it.
  */
 struct share {
 	enum { SHARE_NONE, SHARE_LEADER, SHARE_MEMBER } role;
@@ -126,12 +126,13 @@ struct probe {
 	bool address;	    /* the group's linear address is in R10 already */
 	struct hmem linear; /* else it is this */
 	uint32_t what;	    /* for soft_mem_probe(); 0: it must not be asked for */
-	unsigned insn;
+	uint16_t offset;    /* of the leader's instruction in its page */
 };
 
 struct exit_site {
 	uint32_t jump;	/* rel32 place */
 	int32_t target; /* page offset */
+	bool plain;	/* to a block with MODE_PLAIN */
 };
 
 struct translation {
@@ -144,14 +145,11 @@ struct translation {
 	uint16_t offset; /* page offset of the current one */
 	struct insn *insn;
 	struct insn insns[BLOCK_INSNS_MAX];
-	struct insn again
-		[BLOCK_INSNS_MAX]; /* for the second version: writing an instruction changes it */
 	unsigned ninsns;
 	soft_helper
 		raise; /* what the block's one instruction does if it cannot be decoded, else NULL */
 	struct share share[BLOCK_INSNS_MAX];
 	unsigned first_leader;	   /* BLOCK_INSNS_MAX: none */
-	bool sharing;		   /* the first version is being written */
 	unsigned index;		   /* of the current instruction */
 	uint8_t live[SHARE_SLOTS]; /* 1 + the leader whose address the slot holds, 0: none */
 	uint8_t in_r10;		   /* the same of R10 */
@@ -159,9 +157,7 @@ struct translation {
 	unsigned nprobes;
 	struct loop loop;
 	struct insn plain[BLOCK_INSNS_MAX]; /* the loop's instructions, once more as decoded */
-	bool first_version;
-	uint32_t local;				/* where the `local` entry is */
-	uint32_t unshared[BLOCK_INSNS_MAX + 1]; /* second version: where each instruction begins */
+	uint32_t local;			    /* where the `local` entry is */
 	struct cold cold[BLOCK_COLD_MAX];
 	unsigned ncold;
 	struct exit_site exits[BLOCK_LINKS_MAX];

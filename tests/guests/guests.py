@@ -70,7 +70,7 @@ NATIVE = ('native',)
 HARDWARE = ('native', 'hardware')
 LEGACY = ('native', 'legacy-irq')
 MODULES = ('--initrd', '@DIR@/module1.txt', '--initrd', '@DIR@/module2.txt')
-PRESSED = ('-o', 'soft.cache=256K', '-o', 'stats=1')
+PRESSED = ('-o', 'soft.cache=256K', '-o', 'stats=1', '--append', 'press')
 FLUSHED = (r'cache_flushes +[1-9]',)
 
 GUESTS = [
@@ -152,8 +152,7 @@ GUESTS = [
 
 # The suite `long`: a minute's work and more.
 LONG_GUESTS = [
-    Guest('xmc_pressed', '-c', '2', *PRESSED, source='xmc', stderr=FLUSHED, engines=('soft',),
-          timeout=1000),
+    Guest('xmc_pressed', '-c', '2', *PRESSED, source='xmc', stderr=FLUSHED, engines=('soft',), timeout=1000),
     Guest('hammer_long', '-c', '2', '--append', 'long', source='hammer', needs=NATIVE, timeout=1000),
     Guest('hammer4_long', '-c', '4', '--append', 'long', source='hammer', needs=NATIVE, timeout=1000),
 ]

@@ -54,7 +54,8 @@ ap_main:
 	jmp ap_main
 
 ; One call by CPU 1: RAX is what it gave.
-round:	mov [TARGET], rdi
+round:	call press
+	mov [TARGET], rdi
 	push rcx
 	push rdi
 	push rsi
@@ -71,7 +72,8 @@ round:	mov [TARGET], rdi
 	ret
 
 ; Until CPU 1 has called twice more.
-settle:	push rax
+settle:	call press
+	push rax
 	mov rax, [CALLS]
 	add rax, 2
 .spin:	pause
