@@ -2,10 +2,11 @@
 """Boots Debian's kernels to an init that looks around, and judges what it says, the kernel's log and skep's exit status.
 Prints TAP, one line a boot.
 
-  boot.py --skep PROGRAM --cache DIRECTORY [--engine E] [--slow N] (--suite quick|long | CASE ...)
+  boot.py --skep PROGRAM --cache DIRECTORY [--engine E] [--slow N] (--suite quick|long|qemu | CASE ...)
   boot.py --list
 
---slow N multiplies all time limits; --keep DIRECTORY leaves each boot's output there.
+--slow N multiplies all time limits; --keep DIRECTORY leaves each boot's output there. The suite "qemu" boots each kernel
+in QEMU's TCG too: whatever the kernel's log in skep has at the level of a warning or above, it has there as well.
 """
 
 import argparse
@@ -65,6 +66,10 @@ memory() {
 	echo "t:files=$(md5sum /fill/* | cut -c1-32 | sort -u | wc -l)"
 	umount /fill
 }
+# The kernel's log with its levels, of lines that are a warning's or worse.
+log() { dmesg -r | sed -n 's/^<\([0-9]*\)>\[[^]]*\] */\1 /p' | while read -r level text; do
+	[ $((level & 7)) -gt 4 ] || echo "t:warn $text"
+done; }
 for what in $(word do | tr , ' '); do
 	$what
 done
@@ -94,6 +99,25 @@ FINE = re.compile(
     r'ignored, not CPU addressable|'
     r'\*\* WARNING! WARNING!|32-bit PTI on a 64-bit')
 
+# What the kernel may say in skep as a warning that it does not in QEMU.
+EXPLAINED = re.compile(
+    # There is no mouse, and the ACPI tables have none.
+    r'PS/2 appears to have AUX port disabled|'
+    # 64-bit BARs have a window above 4 GiB, which a kernel without PAE cannot use.
+    r'ignored, not CPU addressable|'
+    # By the host's load, in QEMU too: see FINE.
+    r'calibrate_delay_direct\(\)|PM-Timer running at invalid rate')
+
+
+def complaints(output):
+    """What the kernel's log has of warnings and trouble: by text without numbers, the line."""
+    found = {}
+    for line in output.replace('\r', '').split('\n'):
+        text = re.sub(r'^\[ *[0-9.]+\] |^t:warn \d+ ', '', line)
+        if line.startswith('t:warn ') or TROUBLE.search(text) and not re.search('[Cc]ommand line:', text):
+            found[re.sub(r'(0x)?[0-9a-f]*[0-9][0-9a-f]*', 'N', text)] = line
+    return found
+
 
 class Case:
     def __init__(self, name, kernel='cloud-amd64', cpus=2, mem=512, options=(), append='', loader='bzimage', do='spread',
@@ -110,6 +134,7 @@ class Case:
         self.clock = clock
         self.console = console
         self.facts = facts
+        self.qemu_output = None
 
     def command(self, args, work):
         kernel = debian.kernel(args.cache, self.flavour, self.arch)
@@ -124,6 +149,14 @@ class Case:
                 '--initrd', initrd(args, work, self.arch), '--append',
                 f'console=ttyS0 panic=-1 skep.do={self.do} skep.end={self.end} {self.append}'.strip(),
                 f'boot-{os.getpid()}']
+
+    def qemu(self, args, work):
+        """The same boot in QEMU's TCG."""
+        command = self.command(args, work)
+        rest = command[command.index('--kernel'):-1]
+        return ['qemu-system-x86_64', '-accel', 'tcg,thread=multi', '-machine', 'q35', '-cpu', 'max', '-smp', str(self.cpus),
+                '-m', str(self.mem), '-nodefaults', '-no-user-config', '-display', 'none', '-serial', 'stdio', '-no-reboot',
+                *(word[1:] if str(word).startswith('--') else word for word in rest)]
 
     def problems(self, output, status, took):
         lines = output.replace('\r', '').split('\n')
@@ -154,6 +187,13 @@ class Case:
             text = re.sub(r'^\[ *[0-9.]+\] ', '', line)
             if TROUBLE.search(text) and not FINE.search(text) and not self.end == 'panic':
                 yield f'the kernel says: {line}'
+        if self.qemu_output is not None:
+            theirs = complaints(self.qemu_output)
+            if 't:end' not in self.qemu_output:
+                yield 'in QEMU, init did not come to its end'
+            for text, line in complaints(output).items():
+                if text not in theirs and not EXPLAINED.search(line):
+                    yield f'not in QEMU: {line}'
         if self.end == 'panic' and not any('sysrq triggered crash' in line for line in lines):
             yield 'the panic is not seen'
 
@@ -222,13 +262,16 @@ LONG = [
     Case('panic', end='panic'),
 ]
 
+QEMU = [Case(f'{kernel}-beside-qemu', kernel, do='spread,log', limit=120)
+        for kernel in ('cloud-amd64', 'amd64', 'rt-amd64', '686-pae', '686')]
+SUITES = {'quick': QUICK, 'long': LONG, 'qemu': QEMU}
 
-def run(args, case, work):
+
+def run(command, limit):
     output = bytearray()
-    command = case.command(args, work)
     started = time.monotonic()
-    process = subprocess.Popen(['timeout', str(case.limit * args.slow), *command], stdin=subprocess.DEVNULL,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(['timeout', '-k', '5', str(limit), *command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT)
     for data in iter(lambda: os.read(process.stdout.fileno(), 65536), b''):
         output += data
     process.stdout.close()
@@ -243,21 +286,23 @@ def main():
     parser.add_argument('--cache', type=pathlib.Path)
     parser.add_argument('--engine', default='soft')
     parser.add_argument('--slow', type=float, default=1)
-    parser.add_argument('--suite', choices=('quick', 'long'))
+    parser.add_argument('--suite', choices=SUITES)
     parser.add_argument('--keep', type=pathlib.Path)
     parser.add_argument('names', nargs='*')
     args = parser.parse_args()
     if args.list:
-        print('\n'.join(case.name for case in QUICK + LONG))
+        print('\n'.join(case.name for case in QUICK + LONG + QEMU))
         return 0
-    cases = {'quick': QUICK, 'long': LONG, None: [c for c in QUICK + LONG if c.name in args.names]}[args.suite]
+    cases = SUITES[args.suite] if args.suite else [c for c in QUICK + LONG + QEMU if c.name in args.names]
     args.cache = pathlib.Path(os.environ.get('SKEP_TEST_CACHE', args.cache)).resolve()
     args.cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='skep-boot-') as name:
         work = pathlib.Path(name)
         for number, case in enumerate(cases, 1):
             try:
-                output, status, took = run(args, case, work)
+                if case in QEMU:
+                    case.qemu_output = run(case.qemu(args, work), case.limit * args.slow)[0]
+                output, status, took = run(case.command(args, work), case.limit * args.slow)
             except (OSError, subprocess.CalledProcessError, StopIteration, AttributeError) as error:
                 print(f'Bail out! {case.name}: apt-get update, and a Debian mirror in reach? {error!r}')
                 return 1

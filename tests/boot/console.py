@@ -52,7 +52,7 @@ class Guest(unittest.TestCase):
         self.pending = b''
         self.vm = None
 
-    def start(self, append='', options=(), modules=()):
+    def start(self, append='', options=(), modules=(), cpus=2):
         cpio = debian.Cpio()
         cpio.console()
         for name in ('proc', 'sys', 'tmp'):
@@ -64,7 +64,7 @@ class Guest(unittest.TestCase):
         (self.dir / 'initrd').write_bytes(cpio.bytes())
         self.env = {**os.environ, 'XDG_RUNTIME_DIR': str(self.dir)}
         self.vm = subprocess.Popen(
-            [Options.skep, '-q', '-E', 'soft', '-c', '2', '-m', '256M', '-l', 'com1,stdio', *options, '--kernel',
+            [Options.skep, '-q', '-E', 'soft', '-c', str(cpus), '-m', '256M', '-l', 'com1,stdio', *options, '--kernel',
              debian.kernel(Options.cache, 'cloud-amd64'), '--initrd', self.dir / 'initrd', '--append',
              f'console=ttyS0 quiet panic=-1 {append}', 'vm0'],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=self.env)
@@ -181,6 +181,27 @@ class Guest(unittest.TestCase):
         self.assertGreater(more['guest'], used['guest'])
         self.assertLess(more['guest'], used['guest'] + (64 << 20))
         self.assertLess(more['rest'], 10 << 20)
+        self.power_off()
+
+    def test_busy_guest_stays_live(self):
+        """With each of four vCPUs busy, more than there are CPUs here, the console answers like one of a loaded machine."""
+        self.start(cpus=4)
+        self.assertEqual(self.ask('nproc'), '4')
+        self.ask('for cpu in 0 1 2 3; do taskset $(printf %x $((1 << cpu))) sh -c "while :; do :; done" & done')
+        took = []
+        for _ in range(20):
+            began = time.monotonic()
+            self.assertEqual(self.ask('echo alive'), 'alive')
+            took.append(time.monotonic() - began)
+            time.sleep(0.2)
+        took.sort()
+        print(f'# answers after {took[0] * 1000:.0f} to {took[-1] * 1000:.0f} ms, half within {took[10] * 1000:.0f}')
+        self.assertLess(took[10], 0.3 * Options.slow)
+        self.assertLess(took[-1], 1.5 * Options.slow)
+        # All four get on: none is starved while others spin.
+        ticks = [int(text) for text in self.ask("sed -n 's/^cpu[0-9] \\([0-9]*\\) .*/\\1/p' /proc/stat").split()]
+        print(f'# ticks of each {ticks}')
+        self.assertGreater(min(ticks) * 8, sum(ticks))
         self.power_off()
 
     def resident(self):
