@@ -371,9 +371,13 @@ int soft_tlb_init(struct soft_cpu *cpu);
 void soft_tlb_fini(struct soft_cpu *cpu);
 
 /* Walks the guest's page tables: 0 and *gpa, or NEXT_FAULT with cpu->fault as #PF. Sets A and D. Rights
- * are checked with the CPL now, or as supervisor with ACCESS_SYSTEM. *page_size in bytes. */
+ * are checked with the CPL now, or as supervisor with ACCESS_SYSTEM. `page` may be NULL. */
+struct soft_page {
+	uint64_t size; /* bytes */
+	bool global;   /* it is the same in all address spaces */
+};
 int soft_translate_va(struct soft_cpu *cpu, uint64_t linear, unsigned access, uint64_t *gpa,
-		      uint64_t *page_size);
+		      struct soft_page *page);
 
 /* C's own guest accesses, by linear address; across pages, to MMIO (by replay). 0, NEXT_FAULT, NEXT_EXIT. A
  * store of several pages checks them all before it writes any. */
@@ -428,10 +432,10 @@ struct soft_block *soft_jump_known(struct soft_cpu *cpu, uint64_t rip);
 /* Quick: from the page of RIPs now, the jump with this entry and number (struct block_link) leads where it is linked to. */
 void soft_far_put(struct soft_cpu *cpu, uint32_t entry, uint32_t number);
 
-/* CR3 loads, INVLPG, INVPCID, CR4 changes: */
+/* CR3 loads, INVLPG, INVPCID, CR4 changes. What is from global pages stays but with global_too and flush_page. */
 void soft_tlb_flush_all(struct soft_cpu *cpu, bool global_too);
 void soft_tlb_flush_page(struct soft_cpu *cpu, uint64_t linear);
-void soft_tlb_flush_pcid(struct soft_cpu *cpu, uint16_t pcid, bool keep_global);
+void soft_tlb_flush_pcid(struct soft_cpu *cpu, uint16_t pcid);
 void soft_tlb_flush_pcid_page(struct soft_cpu *cpu, uint16_t pcid, uint64_t linear);
 /* After CR3 (or paging on/off) changed: makes the right slot current; flush: no-flush bit was clear. */
 void soft_tlb_switch(struct soft_cpu *cpu, bool flush);

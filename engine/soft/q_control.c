@@ -325,7 +325,7 @@ static int invpcid(struct soft_cpu *cpu, uint64_t type, uint64_t pcid, uint64_t 
 	if (type == 0)
 		soft_tlb_flush_pcid_page(cpu, (uint16_t)pcid, linear);
 	else if (type == 1)
-		soft_tlb_flush_pcid(cpu, (uint16_t)pcid, true);
+		soft_tlb_flush_pcid(cpu, (uint16_t)pcid);
 	else
 		soft_tlb_flush_all(cpu, type == 2);
 	return 0;

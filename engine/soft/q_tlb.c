@@ -9,6 +9,7 @@
 #define PTE_A 0x20ull
 #define PTE_D 0x40ull
 #define PTE_PS 0x80ull
+#define PTE_G 0x100ull
 #define PTE_NX (1ull << 63)
 #define PTE_ADDR 0x000ffffffffff000ull
 
@@ -261,16 +262,23 @@ static int walk_once(struct soft_cpu *cpu, struct walk *w)
 	return next ? next : walk_rights(cpu, w);
 }
 
+static struct soft_page page_of(const struct soft_cpu *cpu, const struct walk *w)
+{
+	bool global = w->value[w->levels - 1] & PTE_G;
+
+	return (struct soft_page){.size = w->size, .global = global && (cpu->cr4 & X86_CR4_PGE)};
+}
+
 int soft_translate_va(struct soft_cpu *cpu, uint64_t linear, unsigned access, uint64_t *gpa,
-		      uint64_t *page_size)
+		      struct soft_page *page)
 {
 	struct walk w;
 	int next;
 
 	if (!(cpu->cr0 & X86_CR0_PG)) {
 		*gpa = linear;
-		if (page_size)
-			*page_size = 4096;
+		if (page)
+			*page = (struct soft_page){.size = 4096, .global = false};
 		return 0;
 	}
 	w.linear = linear;
@@ -281,16 +289,22 @@ int soft_translate_va(struct soft_cpu *cpu, uint64_t linear, unsigned access, ui
 			return next;
 	} while (!walk_accessed(&w));
 	*gpa = w.gpa;
-	if (page_size)
-		*page_size = w.size;
+	if (page)
+		*page = page_of(cpu, &w);
 	return 0;
 }
 
 /* ---- the tables ------------------------------------------------------------------------------------- */
 
+static struct soft_slot *slot_of(struct soft_cpu *cpu, enum tlb_kind kind)
+{
+	return &cpu->slots->slot[kind == TLB_USER ? cpu->slots->current : KERNEL_SLOT];
+}
+
+/* The one that translated code uses. */
 static struct soft_slot *slot_now(struct soft_cpu *cpu)
 {
-	return &cpu->slots->slot[cpu->slots->current];
+	return slot_of(cpu, cpu->slots->kind);
 }
 
 /* Which table of the slot an access looks at. */
@@ -319,15 +333,25 @@ static void slot_note_large(struct soft_slot *slot, uint64_t linear, uint64_t pa
 	if (page_size <= 4096)
 		return;
 	if (page_size <= LARGE_PAGE)
-		bit_set(slot->large2m, linear / LARGE_PAGE % LARGE_REGIONS);
+		bit_set(slot->large2m, LARGE_BIT(linear / LARGE_PAGE));
 	else
-		bit_set(slot->large1g, (linear >> 30) % LARGE_REGIONS);
+		bit_set(slot->large1g, LARGE_BIT(linear >> 30));
+}
+
+static void slot_note_local(struct soft_slot *slot, enum tlb_kind kind, unsigned i)
+{
+	struct local_entries *local = &slot->local[kind];
+
+	if (local->n && local->n < LOCAL_MAX && local->index[local->n - 1] == i)
+		return;
+	if (local->n < LOCAL_MAX)
+		local->index[local->n++] = (uint16_t)i;
 }
 
 static void tlb_put(struct soft_cpu *cpu, enum tlb_kind kind, uint64_t linear, uint8_t *hva,
-		    bool write, uint64_t page_size)
+		    bool write, const struct soft_page *from)
 {
-	struct soft_slot *slot = slot_now(cpu);
+	struct soft_slot *slot = slot_of(cpu, kind);
 	struct soft_tlb *tlb = slot->tlb[kind];
 	uint64_t page = linear & ~PAGE_LOW;
 	unsigned i = page >> 12 & (TLB_ENTRIES - 1);
@@ -342,7 +366,9 @@ static void tlb_put(struct soft_cpu *cpu, enum tlb_kind kind, uint64_t linear, u
 	if (write)
 		tlb->wtag[i] = -page;
 	slot->touched[kind] |= 1ull << (i / 64);
-	slot_note_large(slot, linear, page_size);
+	slot_note_large(slot, linear, from->size);
+	if (kind != TLB_USER && !from->global)
+		slot_note_local(slot, kind, i);
 }
 
 /* May this page be written without anybody hearing of it? Marks it written. */
@@ -366,7 +392,8 @@ static bool page_write_direct(struct soft_vm *svm, uint64_t gpa)
 /* The host address of an access that may go straight to RAM, after filling the TLB, or NULL. */
 static uint8_t *mem_fill(struct soft_cpu *cpu, uint64_t linear, unsigned size, unsigned access)
 {
-	uint64_t gpa, page_size;
+	struct soft_page page;
+	uint64_t gpa;
 	bool writable;
 	uint8_t *hva;
 
@@ -375,7 +402,7 @@ static uint8_t *mem_fill(struct soft_cpu *cpu, uint64_t linear, unsigned size, u
 		return NULL;
 	if ((cpu->mode & MODE_CODE64) && (uint64_t)((int64_t)(linear << 16) >> 16) != linear)
 		return NULL;
-	if (soft_translate_va(cpu, linear, access, &gpa, &page_size))
+	if (soft_translate_va(cpu, linear, access, &gpa, &page))
 		return NULL;
 	hva = cpu_ptr(cpu, gpa, size, &writable);
 	if (!hva ||
@@ -383,7 +410,7 @@ static uint8_t *mem_fill(struct soft_cpu *cpu, uint64_t linear, unsigned size, u
 		return NULL;
 	if (access == ACCESS_WRITE && (!writable || !page_write_direct(cpu->svm, gpa)))
 		return NULL;
-	tlb_put(cpu, cpu->slots->kind, linear, hva, access == ACCESS_WRITE, page_size);
+	tlb_put(cpu, cpu->slots->kind, linear, hva, access == ACCESS_WRITE, &page);
 	return hva;
 }
 
@@ -406,10 +433,11 @@ void *soft_mem_probe(struct soft_cpu *cpu, uint64_t linear, uint32_t what)
 void *soft_direct(struct soft_cpu *cpu, uint64_t linear, uint64_t len, unsigned access, int *next)
 {
 	enum tlb_kind kind = kind_for(cpu, access);
-	const struct soft_tlb *tlb = slot_now(cpu)->tlb[kind];
+	const struct soft_tlb *tlb = slot_of(cpu, kind)->tlb[kind];
 	unsigned i = linear >> 12 & (TLB_ENTRIES - 1);
 	bool write = access & ACCESS_WRITE, writable;
-	uint64_t gpa, page_size;
+	struct soft_page page;
+	uint64_t gpa;
 	uint8_t *hva;
 
 	*next = NEXT_GO;
@@ -420,35 +448,36 @@ void *soft_direct(struct soft_cpu *cpu, uint64_t linear, uint64_t len, unsigned 
 		return (uint8_t *)(uintptr_t)(linear + tlb->addend[i]);
 	if ((linear & PAGE_LOW) + len > 4096)
 		return NULL;
-	*next = soft_translate_va(cpu, linear, access, &gpa, &page_size);
+	*next = soft_translate_va(cpu, linear, access, &gpa, &page);
 	if (*next)
 		return NULL;
 	hva = cpu_ptr(cpu, gpa, len, &writable);
 	if (!hva || (write && (!writable || !page_write_direct(cpu->svm, gpa))))
 		return NULL;
-	tlb_put(cpu, kind, linear, hva, write, page_size);
+	tlb_put(cpu, kind, linear, hva, write, &page);
 	return hva;
 }
 
 int soft_fetch_gpa(struct soft_cpu *cpu, uint64_t linear, uint64_t *gpa)
 {
-	struct soft_slot *slot = slot_now(cpu);
-	struct fetch_entry *f = &slot->fetch[cpu->cpl == 3][linear >> 12 & (FETCH_ENTRIES - 1)];
-	uint64_t page_size;
+	struct soft_slot *slot = slot_of(cpu, cpu->cpl == 3 ? TLB_USER : TLB_SUPER);
+	struct fetch_entry *f = &slot->fetch[linear >> 12 & (FETCH_ENTRIES - 1)];
+	struct soft_page page;
 	bool writable;
 
 	if (f->va == (linear & ~PAGE_LOW) + 1) {
 		*gpa = f->gpa | (linear & PAGE_LOW);
 		return 0;
 	}
-	if (soft_translate_va(cpu, linear, ACCESS_FETCH, gpa, &page_size))
+	if (soft_translate_va(cpu, linear, ACCESS_FETCH, gpa, &page))
 		return -1;
 	if (!cpu_ptr(cpu, *gpa, 1, &writable))
 		return -1;
 	f->va = (linear & ~PAGE_LOW) + 1;
 	f->gpa = *gpa & ~PAGE_LOW;
-	bit_set(slot->code_pages, (linear >> 12) % CODE_PAGES);
-	slot_note_large(slot, linear, page_size);
+	bit_set(slot->code_pages, CODE_BIT(linear >> 12));
+	slot_note_large(slot, linear, page.size);
+	slot->local_code |= !page.global;
 	return 0;
 }
 
@@ -507,54 +536,79 @@ static void far_flush(struct soft_slot *slot, enum tlb_kind kind)
 static void slot_flush_jumps(struct soft_slot *slot)
 {
 	for (unsigned kind = 0; kind < TLB_KINDS; kind++) {
+		if (!slot->tlb[kind])
+			continue;
 		jumps_flush(slot, kind);
 		far_flush(slot, kind);
 	}
 }
 
-static void fetch_flush(struct soft_slot *slot)
+static void code_flush(struct soft_slot *slot)
 {
+	slot_flush_jumps(slot);
 	for (unsigned i = 0; i < FETCH_ENTRIES; i++)
-		slot->fetch[0][i].va = slot->fetch[1][i].va = 0;
+		slot->fetch[i].va = 0;
+	for (unsigned i = 0; i < CODE_PAGES / 64; i++)
+		slot->code_pages[i] = 0;
+	slot->local_code = false;
+}
+
+static void tags_flush(struct soft_slot *slot, enum tlb_kind kind)
+{
+	struct soft_tlb *tlb = slot->tlb[kind];
+
+	for (uint64_t bits = slot->touched[kind]; bits; bits &= bits - 1) {
+		unsigned first = (unsigned)__builtin_ctzll(bits) * 64;
+
+		for (unsigned i = first; i < first + 64; i++)
+			tlb->rtag[i] = tlb->wtag[i] = TLB_EMPTY(i);
+	}
+	slot->touched[kind] = 0;
+	slot->local[kind].n = 0;
 }
 
 static void slot_flush(struct soft_slot *slot)
 {
-	for (unsigned kind = 0; kind < TLB_KINDS; kind++) {
-		struct soft_tlb *tlb = slot->tlb[kind];
-
-		for (uint64_t bits = slot->touched[kind]; bits; bits &= bits - 1) {
-			unsigned first = (unsigned)__builtin_ctzll(bits) * 64;
-
-			for (unsigned i = first; i < first + 64; i++)
-				tlb->rtag[i] = tlb->wtag[i] = TLB_EMPTY(i);
-		}
-		slot->touched[kind] = 0;
-	}
-	slot_flush_jumps(slot);
-	fetch_flush(slot);
-	for (unsigned i = 0; i < CODE_PAGES / 64; i++)
-		slot->code_pages[i] = 0;
+	for (unsigned kind = 0; kind < TLB_KINDS; kind++)
+		tags_flush(slot, kind);
+	code_flush(slot);
 	for (unsigned i = 0; i < LARGE_REGIONS / 64; i++)
 		slot->large2m[i] = slot->large1g[i] = 0;
+}
+
+/* All but what comes from global pages. */
+static void slot_drop_local(struct soft_slot *slot)
+{
+	for (unsigned kind = 0; kind < TLB_KINDS; kind++) {
+		struct local_entries *local = &slot->local[kind];
+		struct soft_tlb *tlb = slot->tlb[kind];
+
+		if (local->n == LOCAL_MAX)
+			tags_flush(slot, kind);
+		for (unsigned k = 0; k < local->n; k++) {
+			unsigned i = local->index[k];
+
+			tlb->rtag[i] = tlb->wtag[i] = TLB_EMPTY(i);
+		}
+		local->n = 0;
+	}
+	if (slot->local_code)
+		code_flush(slot);
 }
 
 static void slot_drop_page(struct soft_slot *slot, uint64_t page)
 {
 	unsigned i = page >> 12 & (TLB_ENTRIES - 1);
+	struct fetch_entry *f = &slot->fetch[page >> 12 & (FETCH_ENTRIES - 1)];
 
 	for (unsigned kind = 0; kind < TLB_KINDS; kind++) {
 		struct soft_tlb *tlb = slot->tlb[kind];
 
-		if (tlb->rtag[i] == -page)
+		if (tlb && tlb->rtag[i] == -page)
 			tlb->rtag[i] = tlb->wtag[i] = TLB_EMPTY(i);
 	}
-	for (unsigned user = 0; user < 2; user++) {
-		struct fetch_entry *f = &slot->fetch[user][page >> 12 & (FETCH_ENTRIES - 1)];
-
-		if (f->va == page + 1)
-			f->va = 0;
-	}
+	if (f->va == page + 1)
+		f->va = 0;
 }
 
 /* 4 MiB are 16 groups of entries; most have nothing in them. */
@@ -573,18 +627,17 @@ static void slot_drop_large(struct soft_slot *slot, uint64_t first)
 		}
 	}
 	for (unsigned i = 0; i < FETCH_ENTRIES; i++)
-		for (unsigned user = 0; user < 2; user++)
-			if ((slot->fetch[user][i].va & ~(LARGE_PAGE - 1)) == first)
-				slot->fetch[user][i].va = 0;
+		if ((slot->fetch[i].va & ~(LARGE_PAGE - 1)) == first)
+			slot->fetch[i].va = 0;
 }
 
 /* Has anything been fetched from these pages, so that jumps may lead there? */
 static bool slot_has_code(const struct soft_slot *slot, uint64_t linear, uint64_t pages)
 {
-	uint64_t first = (linear >> 12) % CODE_PAGES;
+	uint64_t first = linear >> 12;
 
-	for (uint64_t i = first; i < first + pages; i++)
-		if (bit_test(slot->code_pages, i))
+	for (uint64_t page = first; page < first + pages; page++)
+		if (bit_test(slot->code_pages, CODE_BIT(page)))
 			return true;
 	return false;
 }
@@ -595,11 +648,11 @@ static void slot_flush_page(struct soft_slot *slot, uint64_t linear)
 
 	if (!slot->used)
 		return;
-	if (bit_test(slot->large1g, (linear >> 30) % LARGE_REGIONS)) {
+	if (bit_test(slot->large1g, LARGE_BIT(linear >> 30))) {
 		slot_flush(slot);
 		return;
 	}
-	if (bit_test(slot->large2m, linear / LARGE_PAGE % LARGE_REGIONS)) {
+	if (bit_test(slot->large2m, LARGE_BIT(linear / LARGE_PAGE))) {
 		/* The page may be part of a 2 or 4 MiB one: its neighbours go too. */
 		first = linear & ~(LARGE_PAGE - 1);
 		pages = LARGE_PAGE / 4096;
@@ -613,14 +666,14 @@ static void slot_flush_page(struct soft_slot *slot, uint64_t linear)
 
 void tlb_flush_jumps(struct soft_cpu *cpu)
 {
-	for (unsigned s = 0; s < SLOTS; s++)
+	for (unsigned s = 0; s <= KERNEL_SLOT; s++)
 		if (cpu->slots->slot[s].used)
 			slot_flush_jumps(&cpu->slots->slot[s]);
 }
 
 void tlb_drop_writes(struct soft_cpu *cpu, const uint8_t *hva_page)
 {
-	for (unsigned s = 0; s < SLOTS; s++) {
+	for (unsigned s = 0; s <= KERNEL_SLOT; s++) {
 		struct soft_slot *slot = &cpu->slots->slot[s];
 
 		for (unsigned kind = 0; slot->used && kind < TLB_KINDS; kind++) {
@@ -640,24 +693,27 @@ void tlb_drop_writes(struct soft_cpu *cpu, const uint8_t *hva_page)
 
 void soft_tlb_flush_all(struct soft_cpu *cpu, bool global_too)
 {
-	(void)global_too;
 	for (unsigned s = 0; s < SLOTS; s++)
 		if (cpu->slots->slot[s].used)
 			slot_flush(&cpu->slots->slot[s]);
+	if (global_too)
+		slot_flush(&cpu->slots->slot[KERNEL_SLOT]);
+	else
+		slot_drop_local(&cpu->slots->slot[KERNEL_SLOT]);
 }
 
 void soft_tlb_flush_page(struct soft_cpu *cpu, uint64_t linear)
 {
-	for (unsigned s = 0; s < SLOTS; s++)
+	for (unsigned s = 0; s <= KERNEL_SLOT; s++)
 		slot_flush_page(&cpu->slots->slot[s], linear);
 }
 
-void soft_tlb_flush_pcid(struct soft_cpu *cpu, uint16_t pcid, bool keep_global)
+void soft_tlb_flush_pcid(struct soft_cpu *cpu, uint16_t pcid)
 {
-	(void)keep_global;
 	for (unsigned s = 0; s < SLOTS; s++)
 		if (cpu->slots->slot[s].used && cpu->slots->slot[s].key == pcid)
 			slot_flush(&cpu->slots->slot[s]);
+	slot_drop_local(&cpu->slots->slot[KERNEL_SLOT]);
 }
 
 void soft_tlb_flush_pcid_page(struct soft_cpu *cpu, uint16_t pcid, uint64_t linear)
@@ -665,6 +721,7 @@ void soft_tlb_flush_pcid_page(struct soft_cpu *cpu, uint16_t pcid, uint64_t line
 	for (unsigned s = 0; s < SLOTS; s++)
 		if (cpu->slots->slot[s].key == pcid)
 			slot_flush_page(&cpu->slots->slot[s], linear);
+	slot_flush_page(&cpu->slots->slot[KERNEL_SLOT], linear);
 }
 
 static unsigned slot_for(struct soft_slots *slots, uint32_t key)
@@ -698,16 +755,17 @@ void soft_tlb_switch(struct soft_cpu *cpu, bool flush)
 	slots->slot[slots->current].stamp = ++slots->stamp;
 	if (flush)
 		slot_flush(&slots->slot[slots->current]);
+	slot_drop_local(&slots->slot[KERNEL_SLOT]);
 	soft_tlb_select(cpu);
 }
 
 void soft_tlb_select(struct soft_cpu *cpu)
 {
 	struct soft_slots *slots = cpu->slots;
-	struct soft_slot *slot = &slots->slot[slots->current];
+	enum tlb_kind kind = kind_for(cpu, 0);
+	struct soft_slot *slot = slot_of(cpu, kind);
 	uint32_t mode = cpu->mode & ~(MODE_STEP | MODE_SHADOW);
 	uint64_t cs = 0;
-	enum tlb_kind kind = kind_for(cpu, 0);
 
 	if (!(cpu->mode & (MODE_CODE64 | MODE_FLAT)))
 		cs = (uint32_t)cpu->seg[X86_CS].base | (uint64_t)cpu->seg[X86_CS].limit << 32;

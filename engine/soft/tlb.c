@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <sys/mman.h>
 
+#define TABLES (SLOTS + TLB_KINDS - 1) /* one of user mode a slot, the others once */
+
 static void *reserve(size_t size)
 {
 	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE,
@@ -28,20 +30,23 @@ int soft_tlb_init(struct soft_cpu *cpu)
 
 	if (!slots)
 		return -ENOMEM;
-	tables = reserve(each * SLOTS * TLB_KINDS);
+	tables = reserve(each * TABLES);
 	if (!tables) {
 		munmap(slots, sizeof(*slots));
 		return -ENOMEM;
 	}
-	for (unsigned i = 0; i < SLOTS * TLB_KINDS; i++) {
+	for (unsigned i = 0; i < TABLES; i++) {
 		struct soft_tlb *tlb = (struct soft_tlb *)(void *)(tables + i * each);
+		unsigned s = i < SLOTS ? i : KERNEL_SLOT;
 
-		slots->slot[i / TLB_KINDS].tlb[i % TLB_KINDS] = tlb;
-		slots->slot[i / TLB_KINDS].epoch[i % TLB_KINDS] = i + 1;
+		slots->slot[s].tlb[i < SLOTS ? TLB_USER : TLB_USER + 1 + (i - SLOTS)] = tlb;
 		tlb_make_empty(tlb);
 	}
+	for (unsigned i = 0; i < KNOWN_EPOCHS; i++)
+		slots->slot[i / TLB_KINDS].epoch[i % TLB_KINDS] = i + 1;
+	slots->slot[KERNEL_SLOT].used = true;
 	cpu->slots = slots;
-	cpu->tlb = slots->slot[0].tlb[TLB_SUPER_AC];
+	cpu->tlb = slots->slot[KERNEL_SLOT].tlb[TLB_SUPER_AC];
 	return 0;
 }
 
@@ -51,7 +56,7 @@ void soft_tlb_fini(struct soft_cpu *cpu)
 
 	if (!cpu->slots)
 		return;
-	munmap(cpu->slots->slot[0].tlb[0], each * SLOTS * TLB_KINDS);
+	munmap(cpu->slots->slot[0].tlb[TLB_USER], each * TABLES);
 	munmap(cpu->slots, sizeof(*cpu->slots));
 	cpu->slots = NULL;
 }

@@ -1,21 +1,28 @@
 /*
  * Address-space slots and the tables of the inline TLB: internal to q_tlb.c, tlb.c and cache.c.
  *
- * A slot holds what one PCID (or, without PCIDs, the current address space) has cached, for each kind of
- * access rights. Dropping more than the architecture asks for is always right, so global entries are not
- * told apart: INVLPG acts on all slots.
+ * A slot holds what one PCID (or, without PCIDs, the current address space) has cached for user mode. One more, KERNEL_SLOT,
+ * has the tables of supervisor mode, for all address spaces: what comes from pages that are not global is dropped with
+ * every switch (slot_drop_local), so that a kernel whose pages are global finds its translations and jumps in the next
+ * process too. Dropping more than the architecture asks for is always right: INVLPG acts on all slots.
  */
 #ifndef ENGINE_SOFT_TLB_H
 #define ENGINE_SOFT_TLB_H
 
 #include "engine/soft/cpu.h"
 
-#define SLOTS 8
+#define SLOTS 8		  /* of user mode */
+#define KERNEL_SLOT SLOTS /* index in slot[] */
+#define LOCAL_MAX 256
 #define SLOT_NO_PAGING 0x1000u /* key; PCIDs are below */
 #define FETCH_ENTRIES 256
-#define CODE_PAGES 4096
-#define LARGE_REGIONS 512
+#define CODE_PAGES 32768
+#define LARGE_REGIONS 4096
 #define FAR_GROUP (FAR_ENTRIES / 64)
+
+/* Bits for page and region numbers. They alias: then more is dropped than need be, so user and kernel should not meet often. */
+#define CODE_BIT(page) (((page) ^ (page) >> 17) & (CODE_PAGES - 1))
+#define LARGE_BIT(region) ((region)*0x9e3779b97f4a7c15ull >> 52)
 
 struct fetch_entry {
 	uint64_t va;  /* page | 1 when valid */
@@ -35,20 +42,29 @@ struct known_jump {
 #define KNOWN_ENTRIES 32768
 #define KNOWN_INDEX(rip) (((rip) >> 1 ^ (rip) >> 16) & (KNOWN_ENTRIES - 1))
 #define KNOWN_EPOCHS \
-	(SLOTS * TLB_KINDS) /* epochs of a slot and kind are so far apart; 0 is nobody's */
+	((SLOTS + 1) * TLB_KINDS) /* epochs of a slot and kind are so far apart; 0 is nobody's */
+
+/* Entries of a table that are not from global pages. */
+struct local_entries {
+	unsigned n; /* LOCAL_MAX: some are not in the list */
+	uint16_t index[LOCAL_MAX];
+};
 
 struct soft_slot {
-	struct soft_tlb *tlb[TLB_KINDS];
+	struct soft_tlb *tlb[TLB_KINDS]; /* NULL: a kind that it does not have */
 	uint64_t touched[TLB_KINDS];  /* a bit for each 64 entries with anything in rtag or wtag */
 	uint64_t jtouched[TLB_KINDS]; /* the same for the jump cache */
 	uint64_t ftouched[TLB_KINDS]; /* .. and for each FAR_GROUP of `far` */
 	uint32_t jmode[TLB_KINDS];    /* what the jump cache is valid for */
 	uint64_t jcs[TLB_KINDS];      /* .. the code segment: base, limit << 32, where it has any */
 	uint64_t epoch[TLB_KINDS];    /* of struct known_jump */
-	struct fetch_entry fetch[2][FETCH_ENTRIES]; /* supervisor, user */
-	/* A bit for pages that anything in jump caches, `far` and `fetch` comes from, by number modulo CODE_PAGES */
+	struct fetch_entry fetch[FETCH_ENTRIES];
+	/* Of KERNEL_SLOT: what goes when the address space is switched; local_code: anything from `fetch` on, too. */
+	struct local_entries local[TLB_KINDS];
+	bool local_code;
+	/* A bit for pages that anything in jump caches, `far` and `fetch` comes from, by CODE_BIT */
 	uint64_t code_pages[CODE_PAGES / 64];
-	/* A bit for regions of 4 MiB and 1 GiB that hold entries from large pages, by number modulo LARGE_REGIONS */
+	/* A bit for regions of 4 MiB and 1 GiB that hold entries from large pages, by LARGE_BIT */
 	uint64_t large2m[LARGE_REGIONS / 64], large1g[LARGE_REGIONS / 64];
 	uint32_t key;
 	bool used;
@@ -56,8 +72,8 @@ struct soft_slot {
 };
 
 struct soft_slots {
-	struct soft_slot slot[SLOTS];
-	unsigned current;
+	struct soft_slot slot[SLOTS + 1];
+	unsigned current; /* of user mode */
 	enum tlb_kind kind;
 	uint64_t stamp;
 	struct known_jump known[KNOWN_ENTRIES];

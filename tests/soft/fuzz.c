@@ -540,11 +540,11 @@ static const char *escape(struct soft_vm *svm, const struct soft_cpu *cpu)
 {
 	const char *why = NULL;
 
-	for (unsigned n = 0; n < SLOTS * TLB_KINDS && !why; n++) {
+	for (unsigned n = 0; n < (SLOTS + 1) * TLB_KINDS && !why; n++) {
 		const struct soft_slot *slot = &cpu->slots->slot[n / TLB_KINDS];
 		const struct soft_tlb *tlb = slot->tlb[n % TLB_KINDS];
 
-		for (unsigned i = 0; i < TLB_ENTRIES && !why; i++) {
+		for (unsigned i = 0; tlb && i < TLB_ENTRIES && !why; i++) {
 			bool live = tag_matches(tlb->rtag[i], i) || tag_matches(tlb->wtag[i], i);
 
 			if (!live)
