@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """Real KVM anywhere: Debian's kernel in QEMU's TCG, whose `-cpu max` emulates AMD SVM with nested paging, runs skep
-on its /dev/kvm. All tiny guests run there, and a Linux guest to its init. Prints TAP, one line a guest.
+on its /dev/kvm. All tiny guests run there, and a Linux guest to its init, whose whole output is the same as on soft.
+Prints TAP, one line a guest.
 
-  nested.py --skep PROGRAM --dir GUEST_IMAGES --probe PROGRAM --cache DIRECTORY [--only NAME ...] [--repeat N]
+  nested.py --skep PROGRAM --dir GUEST_IMAGES --probe PROGRAM --cache DIRECTORY [--only NAME ...] [--repeat N] [--log]
 
---repeat runs each guest N times in one nest, to find those that fail now and then.
+--repeat runs each guest N times in one nest, to find those that fail now and then. --log runs Linux alone and has its
+kernel tell all: its log too is the same as on soft, but for what DIFFERS lists.
 
 The kernel comes from Debian's linux-image-amd64 and the user space from busybox-static: downloaded once into the cache
 (apt-get download; nothing is installed); SKEP_TEST_CACHE names another one, for several builds. The nest has no
@@ -13,6 +15,7 @@ here by the table of tests/guests/guests.py.
 """
 
 import argparse
+import collections
 import copy
 import os
 import pathlib
@@ -34,6 +37,7 @@ QEMU = ['qemu-system-x86_64', '-accel', 'tcg,thread=multi', '-machine', 'q35', '
         '-nodefaults', '-no-user-config', '-display', 'none', '-no-reboot', '-nic', 'none']
 CASE_TIMEOUT = 60   # seconds, in the nest
 NEST_TIMEOUT = 270  # seconds, here
+LOG_SLOWER = 4      # times, with all that a kernel has to tell
 
 INIT = '''#!/bin/sh
 export PATH=/bin XDG_RUNTIME_DIR=/run
@@ -87,7 +91,23 @@ echo "init reached with $(/bin/busybox nproc) CPUs"
 /bin/busybox grep -m1 -o 'skep\\.marker=[a-z]*' /proc/cmdline
 /bin/busybox poweroff -f
 '''
-LINUX_LINES = ('init reached with 2 CPUs', 'skep.marker=here')
+LINUX_LINES = ('init reached with 2 CPUs', 'skep.marker=here', 'reboot: Power down')
+
+# What the kernel's log says differently on kvm in the nest and on soft.
+DIFFERS = re.compile(
+    # When it was, how fast the CPU is and how much was free
+    r'sched offset|^tsc: Detected|BogoMIPS|audit: type|setting system clock|^sched_clock: Marking stable|^Memory: |'
+    r'hrtimer: interrupt took|'
+    # The CPU: kvm shows QEMU's, an AMD, soft the host's. Its name, widths, TLBs, counters and registers, its faults and what
+    # is done for them, a chip set that its makers had once
+    r'smpboot: CPU0: |max_arch_pfn|Last level [id]TLB|Performance Events|PMU|intel_pstate|signal: max sigframe|x86/fpu: |'
+    r'Spect|Vulnerable|Mitigation|mitigation|active return thunk|AGP: |E400 aware|physical \d+ to logical die|'
+    r'Register File Data Sampling|^TAA|^ITS|RETBleed|Enabling retpoline|'
+    # QEMU's TCG lets no hypervisor see XSETBV, so KVM's CPUID is not that of the guest's XCR0. Linux warns and uses FXSAVE.
+    r'^CPUID\[0d, ..\]|'
+    # The TSCs of QEMU's CPUs are apart, so the kernel does not take the TSC as its clock.
+    r'TSCs unsynchronized|^clocksource: tsc|Switched to clocksource tsc')
+XSAVE_WARNING = re.compile(r'^-+\[ cut here \]-+\nXSAVE consistency problem.*?\n-+\[ end trace \w+ \]-+\n', re.M | re.S)
 
 
 def kernel(cache):
@@ -122,9 +142,29 @@ def quote(words):
     return ' '.join("'" + str(word).replace("'", "'\\''") + "'" for word in words)
 
 
-def linux_command(engine):
-    return ['/skep', '-q', '-E', engine, '-c', '2', '-m', '256M', '--kernel', '/linux/vmlinuz', '--initrd',
-            '/linux/initrd', '--append', 'console=ttyS0 quiet panic=-1 skep.marker=here', 'linux']
+def linux_command(skep, engine, vmlinuz, initrd, log):
+    return [skep, '-q', '-E', engine, '-c', '2', '-m', '256M', '--kernel', vmlinuz, '--initrd', initrd, '--append',
+            f'console=ttyS0 {"" if log else "quiet "}panic=-1 skep.marker=here', 'linux']
+
+
+def on_soft(args, vmlinuz, work):
+    """Linux on the soft engine, here."""
+    with open(work / 'soft.out', 'wb') as out:
+        return subprocess.Popen(linux_command(args.skep, 'soft', vmlinuz, work / 'linux-initrd', args.log),
+                                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.DEVNULL)
+
+
+def comparable(output):
+    """Lines as often as they come, without their times and what differs: CPUs that come up make the order theirs."""
+    text = re.sub(r'^\[ *[0-9.]+\] ?', '', output.replace('\r', ''), flags=re.M)
+    lines = XSAVE_WARNING.sub('', text).split('\n')
+    return collections.Counter(line for line in lines if line and not DIFFERS.search(line))
+
+
+def differences(ours, theirs):
+    for name, only in (('kvm', ours - theirs), ('soft', theirs - ours)):
+        for line in only.elements():
+            yield f'on {name} alone: {line}'
 
 
 def initramfs(args, cases, with_linux, vmlinuz, modules, work):
@@ -134,11 +174,13 @@ def initramfs(args, cases, with_linux, vmlinuz, modules, work):
                    *case.command('/skep', 'kvm', '/guests', case.name)])
             for case in cases]
     if with_linux:
-        runs.append(quote(['run', 'linux', '/dev/null', '', *linux_command('kvm')]))
+        runs.append(quote(['run', 'linux', '/dev/null', '',
+                           *linux_command('/skep', 'kvm', '/linux/vmlinuz', '/linux/initrd', args.log)]))
         inner = Cpio()
         inner.console()
         inner.file('bin/busybox', box)
         inner.file('init', LINUX_INIT.encode())
+        (work / 'linux-initrd').write_bytes(inner.bytes())
         cpio.file('linux/initrd', inner.bytes())
         cpio.file('linux/vmlinuz', vmlinuz.read_bytes())
     cpio.console()
@@ -154,8 +196,9 @@ def initramfs(args, cases, with_linux, vmlinuz, modules, work):
         cpio.file(f'guests/{path}', (pathlib.Path(args.dir) / path).read_bytes(), 0o100644)
     for path in modules:
         cpio.file(f'modules/{path.name}', path.read_bytes(), 0o100644)
+    timeout = CASE_TIMEOUT * (LOG_SLOWER if args.log else 1)
     script = INIT.format(modules=' '.join(path.stem for path in modules), runs='\n'.join(runs),
-                         ticks=CASE_TIMEOUT * 20, timeout=CASE_TIMEOUT)
+                         ticks=timeout * 20, timeout=timeout)
     cpio.file('init', script.encode())
     target = work / 'initramfs'
     target.write_bytes(cpio.bytes())
@@ -165,7 +208,8 @@ def initramfs(args, cases, with_linux, vmlinuz, modules, work):
 class Report:
     """Reads the nest's lines and prints a TAP line for each guest as it comes."""
 
-    def __init__(self, cases, with_linux):
+    def __init__(self, cases, with_linux, soft_output):
+        self.soft_output = soft_output
         self.cases = {case.name: case for case in cases}
         self.waiting = [case.name for case in cases] + (['linux'] if with_linux else [])
         self.number = 0
@@ -204,6 +248,7 @@ class Report:
         output, errors = '\n'.join(self.output), '\n'.join(self.errors)
         if self.name == 'linux':
             problems = [f'output lacks "{text}"' for text in LINUX_LINES if text not in output]
+            problems += differences(comparable(output), comparable(self.soft_output()))
             if status != guests.POWEROFF:
                 problems.append(f'exit status: got {status}, want {guests.POWEROFF}')
         else:
@@ -226,7 +271,10 @@ def main():
     parser.add_argument('--cache', required=True, type=pathlib.Path)
     parser.add_argument('--only', nargs='*')
     parser.add_argument('--repeat', type=int, default=1)
+    parser.add_argument('--log', action='store_true')
     args = parser.parse_args()
+    if args.log:
+        args.only = ['linux']
     # Build directories can share what was downloaded.
     args.cache = pathlib.Path(os.environ.get('SKEP_TEST_CACHE', args.cache)).resolve()
     work = args.cache / f'work.{os.getpid()}'
@@ -247,12 +295,18 @@ def main():
         print(f'Bail out! cannot make the nest (apt-get update, and a Debian mirror in reach?): {error!r}')
         return 1
     console = work / 'console.log'
-    report = Report(cases, with_linux)
+    soft = on_soft(args, vmlinuz, work) if with_linux else None
+
+    def soft_output():
+        soft.wait(60)
+        return (work / 'soft.out').read_text(errors='replace')
+
+    report = Report(cases, with_linux, soft_output)
     nest = subprocess.Popen([*QEMU, '-kernel', vmlinuz, '-initrd', image, '-append', 'console=ttyS0 quiet panic=-1 '
                              'tsc=reliable',
                              '-serial', f'file:{console}', '-serial', 'stdio'],
                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-    watchdog = subprocess.Popen(['sleep', str(NEST_TIMEOUT * args.repeat)])
+    watchdog = subprocess.Popen(['sleep', str(NEST_TIMEOUT * args.repeat * (LOG_SLOWER if args.log else 1))])
     try:
         os.set_blocking(nest.stdout.fileno(), False)
         pending = b''
@@ -271,6 +325,9 @@ def main():
         nest.kill()
         nest.wait()
         watchdog.wait()
+        if soft:
+            soft.kill()
+            soft.wait()
     for name in list(report.waiting):
         report.result(name, ['the nest ended before it'])
     if report.failed:
