@@ -221,13 +221,19 @@ class Guest(unittest.TestCase):
         return int(re.search(r'\d+', text).group()) / 1e9, before, time.monotonic()
 
     def reading(self):
-        """The closest of a few: a busy host answers late now and then."""
-        return min((self.now() for _ in range(10)), key=lambda r: r[2] - r[1])
+        """One that is sure to 5 ms, or the closest of many: a busy host answers late."""
+        best = self.now()
+        for _ in range(200 if Options.long else 10):
+            if best[2] - best[1] < 0.005:
+                break
+            best = min(best, self.now(), key=lambda r: r[2] - r[1])
+        return best
 
     def drift(self, a, b):
         """How far the guest's clock surely went off the host's between two readings."""
         guest = b[0] - a[0]
         least, most = b[1] - a[2], b[2] - a[1]
+        print(f'# {guest:.4f} s of the guest, {least:.4f} to {most:.4f} s here')
         return max(least - guest, guest - most, 0)
 
     def skepctl(self, *words):
