@@ -13,16 +13,6 @@ void emit_bytes(struct emit *e, const void *bytes, unsigned n)
 	e->p += n;
 }
 
-void emit_u8(struct emit *e, uint8_t byte)
-{
-	emit_bytes(e, &byte, 1);
-}
-
-void emit_u32(struct emit *e, uint32_t value)
-{
-	emit_bytes(e, &value, 4);
-}
-
 /* ModRM, SIB and displacement. `evex`: the one-byte displacement would be scaled, so it is not used. */
 static void emit_modrm_mem(struct emit *e, uint8_t reg, struct hmem m, bool evex)
 {

@@ -9,6 +9,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "engine/soft/decode.h"
 
@@ -58,8 +59,24 @@ static inline uint32_t emit_pos(const struct emit *e)
 	return (uint32_t)(e->p - e->start);
 }
 
-void emit_u8(struct emit *e, uint8_t byte);
-void emit_u32(struct emit *e, uint32_t value);
+/* Inline: most of what is written is written by them. */
+static inline void emit_u8(struct emit *e, uint8_t byte)
+{
+	if (e->p == e->end)
+		e->overflow = true;
+	else
+		*e->p++ = byte;
+}
+
+static inline void emit_u32(struct emit *e, uint32_t value)
+{
+	if (e->end - e->p < 4) {
+		e->overflow = true;
+		return;
+	}
+	memcpy(e->p, &value, 4);
+	e->p += 4;
+}
 void emit_bytes(struct emit *e, const void *bytes, unsigned n);
 
 /* opcode with ModRM: `map` 0 is one-byte, 1 is 0F. width 1, 2, 4 or 8 bytes gives 66/REX.W. */
