@@ -71,6 +71,9 @@ void cache_resident(struct soft_vm *svm, uint64_t *code, uint64_t *tables)
 	*tables = mapping_resident(cache, sizeof(*cache)) +
 		  mapping_resident(cache->meta, cache->meta_size) +
 		  mapping_resident(cache->blocks, cache->blocks_max * sizeof(*cache->blocks));
+	for (unsigned i = 0; i < svm->ncpus; i++)
+		if (svm->cpu[i])
+			*tables += tlb_jumps_resident(svm->cpu[i]);
 }
 
 void cache_fini(struct soft_vm *svm)

@@ -15,8 +15,8 @@
  * them (mov, lea, movzx, rorx, shrx, jrcxz, jmp). DF is 0, AC 0, TF 0 in the host; the guest's system
  * flags are in cpu->sysflags. Vector and x87 state is the guest's, in the host's registers.
  *
- *   host RSP   (uint8_t *)cpu + SOFT_RSP_BIAS; its low six bits are 52, so that shrx r, r, rsp keeps
- *              the upper 12 bits. Below the struct lies the stack that thunks call C on.
+ *   host RSP   (uint8_t *)cpu + SOFT_RSP_BIAS; its low six bits are 50, so that shrx r, r, rsp keeps
+ *              the upper 14 bits. Below the struct lies the stack that thunks call C on.
  *   host RCX   scratch (jrcxz, shift counts)          host R10  scratch (TLB index, then addend)
  *   host R15   (uint8_t *)cpu->tlb + SOFT_TLB_BIAS; its low six bits are 12: shrx r, r, r15 = page number
  *   RAX RDX RBX RBP RSI RDI R8 R9 R12 R13   the guest's of the same name
@@ -52,13 +52,17 @@ struct soft_lapic;
 struct vcpu;
 struct vm_exit;
 
-#define SOFT_RSP_BIAS (-12)
+#define SOFT_RSP_BIAS (-14)
 #define SOFT_TLB_BIAS 12
 #define SOFT_STACK_SIZE (256 * 1024) /* below struct soft_cpu, with a guard page under it */
 
 /* ---- the inline TLB (tlb.c fills it, translated code reads it) ------------------------------------- */
 
-#define TLB_ENTRIES 4096 /* direct-mapped by linear address bits 23:12 */
+#define TLB_BITS 14
+#define TLB_ENTRIES (1u << TLB_BITS) /* direct-mapped by linear address bits 25:12 */
+/* Rotated right by so much the index is at the top, and RSP's low six bits bring it down. */
+#define TLB_ROTATE (12 + TLB_BITS)
+#define JUMP_ROTATE (2 + TLB_BITS)
 #define FAR_ENTRIES 16384
 
 /* Where a RIP leads. */
@@ -68,7 +72,7 @@ struct soft_jump {
 };
 
 /*
- * A translation of page `va` is kept at i = va >> 12 & 4095. An access of `size` bytes at linear address
+ * A translation of page `va` is kept at i = va >> 12 & (TLB_ENTRIES - 1). An access of `size` bytes at linear address
  * `a` hits when (a + size - 1 + tag[i of a]) >> 12 == 0: the index comes from the first byte, the tag
  * is compared with the last one's page, so an access across a page edge never hits. rtag and wtag hold
  * -va when reads / writes may go straight to host memory at a + addend[i]. An empty tag is TLB_EMPTY(i),
@@ -84,7 +88,7 @@ struct soft_tlb {
 	struct soft_jump jump[TLB_ENTRIES];
 	uint64_t far[FAR_ENTRIES];
 };
-/* Entry 0 of a zeroed table would match page 0, entry 4095 an access that wraps round; the others are
+/* Entry 0 of a zeroed table would match page 0, the last one an access that wraps round; the others are
  * empty when zero. */
 #define JUMP_INDEX(rip) ((rip) >> 2 & (TLB_ENTRIES - 1))
 #define JUMP_EMPTY(i) ((i) == 0 ? (uint64_t)-4 : 0) /* no RIP with index 0 matches -4 */
@@ -183,7 +187,7 @@ struct soft_replay {
 };
 
 struct soft_cpu {
-	/* Offsets up to 115 are reached with a one-byte displacement from RSP. entry.S knows this part. */
+	/* Offsets up to 113 are reached with a one-byte displacement from RSP. entry.S knows this part. */
 	_Atomic uint64_t
 		run_ok;	   /* 0x00: not 0: go on. Each block looks at it. Any thread stores 0 */
 	uint64_t page_rip; /* 0x08 */
@@ -264,7 +268,8 @@ struct soft_cpu {
 	uint8_t xsave[X86_XSAVE_MAX] __attribute__((aligned(64)));
 };
 
-_Static_assert(offsetof(struct soft_tlb, jump) == 0x18000, "entry.S");
+_Static_assert(offsetof(struct soft_tlb, jump) == 0x60000, "entry.S");
+_Static_assert(-SOFT_RSP_BIAS == TLB_BITS, "64 less the bits of an index are the shift");
 _Static_assert(offsetof(struct soft_cpu, gpr) == 0x18, "entry.S");
 _Static_assert(offsetof(struct soft_cpu, scratch) == 0xa8, "entry.S");
 _Static_assert(offsetof(struct soft_cpu, arith) == 0xc8, "entry.S");

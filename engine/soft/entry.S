@@ -2,7 +2,7 @@
  * The way into translated code and out of it, and the thunks that call C from it. cpu.h tells which guest
  * register lies where. Offsets of struct soft_cpu are asserted there.
  *
- * Inside translated code RSP is cpu - 12. A thunk is called, so it begins with RSP = cpu - 20.
+ * Inside translated code RSP is cpu - 14. A thunk is called, so it begins with RSP = cpu - 22.
  */
 #define O_RUN_OK 0x00
 #define O_PAGE_RIP 0x08
@@ -18,9 +18,10 @@
 #define O_XSAVE_MASK 0x140
 #define O_XSAVE_AREA 0x148
 #define O_BOUNCE 0x150
-#define RSP_BIAS 12
+#define RSP_BIAS 14
 #define TLB_BIAS 12
-#define TLB_JUMP 0x18000 /* struct soft_tlb's jump[]: tag, code */
+#define TLB_JUMP 0x60000 /* struct soft_tlb's jump[]: tag, code */
+#define JUMP_ROTATE 16
 #define LINK_TARGET 32	 /* struct block_link */
 #define LINK_TRIES 36
 #define FRAME 64 /* C runs with RSP = cpu - 64: aligned, clear of the return address */
@@ -159,7 +160,7 @@ soft_stub_exit:
 	xchg	%r10, %rcx
 	jrcxz	2f
 	mov	%cl, LINK_TRIES(%r10)
-	rorx	$14, %rax, %r10
+	rorx	$JUMP_ROTATE, %rax, %r10
 	shrx	%rsp, %r10, %r10
 	lea	(%r10,%r10), %r10
 	mov	TLB_JUMP-TLB_BIAS(%r15,%r10,8), %rcx

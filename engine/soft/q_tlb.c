@@ -322,9 +322,26 @@ static void bit_set(uint64_t *bits, uint64_t n)
 	bits[n / 64] |= 1ull << (n & 63);
 }
 
+static void bit_clear(uint64_t *bits, uint64_t n)
+{
+	bits[n / 64] &= ~(1ull << (n & 63));
+}
+
 static bool bit_test(const uint64_t *bits, uint64_t n)
 {
 	return bits[n / 64] >> (n & 63) & 1;
+}
+
+/* The first entry of the first group of 64 whose bit is set. */
+static bool group_next(const uint64_t *groups, unsigned *first)
+{
+	for (unsigned w = 0; w < TLB_WORDS; w++) {
+		if (groups[w]) {
+			*first = (w * 64 + (unsigned)__builtin_ctzll(groups[w])) * 64;
+			return true;
+		}
+	}
+	return false;
 }
 
 /* An entry comes from a page of this size: INVLPG has to know. */
@@ -365,7 +382,7 @@ static void tlb_put(struct soft_cpu *cpu, enum tlb_kind kind, uint64_t linear, u
 	tlb->rtag[i] = -page;
 	if (write)
 		tlb->wtag[i] = -page;
-	slot->touched[kind] |= 1ull << (i / 64);
+	bit_set(slot->touched[kind], i / 64);
 	slot_note_large(slot, linear, from->size);
 	if (kind != TLB_USER && !from->global)
 		slot_note_local(slot, kind, i);
@@ -488,7 +505,7 @@ void soft_jump_cache_put(struct soft_cpu *cpu, uint64_t rip, struct soft_block *
 	unsigned i = JUMP_INDEX(rip);
 
 	tlb->jump[i] = (struct soft_jump){.tag = -rip, .code = cpu->svm->code_rx + block->code};
-	slot->jtouched[cpu->slots->kind] |= 1ull << (i / 64);
+	bit_set(slot->jtouched[cpu->slots->kind], i / 64);
 	cpu->slots->known[KNOWN_INDEX(rip)] = (struct known_jump){
 		.rip = rip, .epoch = slot->epoch[cpu->slots->kind], .block = block};
 }
@@ -511,13 +528,11 @@ static void jumps_flush(struct soft_slot *slot, enum tlb_kind kind)
 {
 	struct soft_tlb *tlb = slot->tlb[kind];
 
-	for (uint64_t bits = slot->jtouched[kind]; bits; bits &= bits - 1) {
-		unsigned first = (unsigned)__builtin_ctzll(bits) * 64;
-
+	for (unsigned first; group_next(slot->jtouched[kind], &first);) {
 		for (unsigned i = first; i < first + 64; i++)
 			tlb->jump[i].tag = JUMP_EMPTY(i);
+		bit_clear(slot->jtouched[kind], first / 64);
 	}
-	slot->jtouched[kind] = 0;
 	slot->epoch[kind] += KNOWN_EPOCHS;
 }
 
@@ -557,13 +572,11 @@ static void tags_flush(struct soft_slot *slot, enum tlb_kind kind)
 {
 	struct soft_tlb *tlb = slot->tlb[kind];
 
-	for (uint64_t bits = slot->touched[kind]; bits; bits &= bits - 1) {
-		unsigned first = (unsigned)__builtin_ctzll(bits) * 64;
-
+	for (unsigned first; group_next(slot->touched[kind], &first);) {
 		for (unsigned i = first; i < first + 64; i++)
 			tlb->rtag[i] = tlb->wtag[i] = TLB_EMPTY(i);
+		bit_clear(slot->touched[kind], first / 64);
 	}
-	slot->touched[kind] = 0;
 	slot->local[kind].n = 0;
 }
 
@@ -620,7 +633,7 @@ static void slot_drop_large(struct soft_slot *slot, uint64_t first)
 		struct soft_tlb *tlb = slot->tlb[kind];
 
 		for (unsigned i = from; i < from + LARGE_PAGE / 4096; i++) {
-			if (!(slot->touched[kind] >> (i / 64) & 1))
+			if (!bit_test(slot->touched[kind], i / 64))
 				i |= 63;
 			else if ((-tlb->rtag[i] & ~(LARGE_PAGE - 1)) == first)
 				tlb->rtag[i] = tlb->wtag[i] = TLB_EMPTY(i);
@@ -679,10 +692,10 @@ void tlb_drop_writes(struct soft_cpu *cpu, const uint8_t *hva_page)
 		for (unsigned kind = 0; slot->used && kind < TLB_KINDS; kind++) {
 			struct soft_tlb *tlb = slot->tlb[kind];
 
-			for (uint64_t bits = slot->touched[kind]; bits; bits &= bits - 1) {
-				unsigned first = (unsigned)__builtin_ctzll(bits) * 64;
-
-				for (unsigned i = first; i < first + 64; i++)
+			for (unsigned g = 0; g < TLB_ENTRIES / 64; g++) {
+				if (!bit_test(slot->touched[kind], g))
+					continue;
+				for (unsigned i = g * 64; i < g * 64 + 64; i++)
 					if (tlb->wtag[i] == tlb->rtag[i] &&
 					    tlb->addend[i] - tlb->wtag[i] == (uintptr_t)hva_page)
 						tlb->wtag[i] = TLB_EMPTY(i);

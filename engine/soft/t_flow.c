@@ -34,7 +34,7 @@ void emit_indirect(struct translation *t)
 		return;
 	}
 	emit_store(e, 8, CPU(scratch[1]), H_RAX);
-	emit_rorx(e, H_R10, H_RCX, 14);
+	emit_rorx(e, H_R10, H_RCX, JUMP_ROTATE);
 	emit_shrx(e, H_R10, H_R10, H_RSP);
 	emit_lea(e, 8, H_R10, hmem_x(H_R10, H_R10, 1, 0));
 	emit_load(e, 8, H_RAX, hmem_x(H_R15, H_R10, 8, TLB_DISP(jump[0].tag)));

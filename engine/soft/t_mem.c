@@ -99,9 +99,9 @@ static struct hmem emit_access_simple(struct translation *t, uint8_t base, int32
 	c->linear = hmem(base, disp);
 	if (disp) {
 		emit_lea(e, 8, H_R10, hmem(base, disp));
-		emit_rorx(e, H_R10, H_R10, 24);
+		emit_rorx(e, H_R10, H_R10, TLB_ROTATE);
 	} else {
-		emit_rorx(e, H_R10, base, 24);
+		emit_rorx(e, H_R10, base, TLB_ROTATE);
 	}
 	emit_shrx(e, H_R10, H_R10, H_RSP);
 	emit_load(e, 8, H_RCX, hmem_x(H_R15, H_R10, 8, tag_disp(desc)));
@@ -125,7 +125,7 @@ static struct hmem emit_access_linear(struct translation *t, unsigned size, uint
 	uint32_t hit;
 
 	c->address = true;
-	emit_rorx(e, H_RCX, H_R10, 24);
+	emit_rorx(e, H_RCX, H_R10, TLB_ROTATE);
 	emit_shrx(e, H_RCX, H_RCX, H_RSP);
 	emit_load(e, 8, H_RCX, hmem_x(H_R15, H_RCX, 8, tag_disp(desc)));
 	emit_lea(e, 8, H_RCX, hmem_x(H_RCX, H_R10, 1, (int32_t)size - 1));
@@ -133,7 +133,7 @@ static struct hmem emit_access_linear(struct translation *t, unsigned size, uint
 	hit = emit_jrcxz(e);
 	c->from = emit_jmp(e);
 	emit_here8(e, hit);
-	emit_rorx(e, H_RCX, H_R10, 24);
+	emit_rorx(e, H_RCX, H_R10, TLB_ROTATE);
 	emit_shrx(e, H_RCX, H_RCX, H_RSP);
 	emit_load(e, 8, H_RCX, hmem_x(H_R15, H_RCX, 8, TLB_DISP(addend)));
 	*out = c;
@@ -183,9 +183,9 @@ static struct hmem emit_leader_simple(struct translation *t, const struct share 
 	p->linear = hmem(base, disp);
 	if (disp) {
 		emit_lea(e, 8, H_R10, hmem(base, disp));
-		emit_rorx(e, H_R10, H_R10, 24);
+		emit_rorx(e, H_R10, H_R10, TLB_ROTATE);
 	} else {
-		emit_rorx(e, H_R10, base, 24);
+		emit_rorx(e, H_R10, base, TLB_ROTATE);
 	}
 	emit_shrx(e, H_R10, H_R10, H_RSP);
 	emit_load(e, 8, H_RCX, hmem_x(H_R15, H_R10, 8, tag_disp(s->write ? MEM_WRITE : 0)));
@@ -207,7 +207,7 @@ static struct hmem emit_leader_linear(struct translation *t, const struct share 
 	uint32_t hit;
 
 	p->address = true;
-	emit_rorx(e, H_RCX, H_R10, 24);
+	emit_rorx(e, H_RCX, H_R10, TLB_ROTATE);
 	emit_shrx(e, H_RCX, H_RCX, H_RSP);
 	emit_load(e, 8, H_RCX, hmem_x(H_R15, H_RCX, 8, tag_disp(s->write ? MEM_WRITE : 0)));
 	emit_lea(e, 8, H_RCX, hmem_x(H_RCX, H_R10, 1, (int32_t)s->size - 1));
@@ -215,7 +215,7 @@ static struct hmem emit_leader_linear(struct translation *t, const struct share 
 	hit = emit_jrcxz(e);
 	p->from = emit_jmp(e);
 	emit_here8(e, hit);
-	emit_rorx(e, H_RCX, H_R10, 24);
+	emit_rorx(e, H_RCX, H_R10, TLB_ROTATE);
 	emit_shrx(e, H_RCX, H_RCX, H_RSP);
 	emit_load(e, 8, H_RCX, hmem_x(H_R15, H_RCX, 8, TLB_DISP(addend)));
 	emit_lea(e, 8, H_R10, hmem_x(H_R10, H_RCX, 1, 0));

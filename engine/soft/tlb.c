@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <sys/mman.h>
 
+#include "vmm/memory.h"
+
 #define TABLES (SLOTS + TLB_KINDS - 1) /* one of user mode a slot, the others once */
 
 static void *reserve(size_t size)
@@ -48,6 +50,21 @@ int soft_tlb_init(struct soft_cpu *cpu)
 	cpu->slots = slots;
 	cpu->tlb = slots->slot[KERNEL_SLOT].tlb[TLB_SUPER_AC];
 	return 0;
+}
+
+uint64_t tlb_jumps_resident(const struct soft_cpu *cpu)
+{
+	const struct soft_slots *slots = cpu->slots;
+	uint64_t bytes = mapping_resident(slots->known, sizeof(slots->known));
+
+	for (unsigned i = 0; i < (SLOTS + 1) * TLB_KINDS; i++) {
+		const struct soft_tlb *tlb = slots->slot[i / TLB_KINDS].tlb[i % TLB_KINDS];
+
+		if (tlb)
+			bytes += mapping_resident(tlb->jump,
+						  sizeof(*tlb) - offsetof(struct soft_tlb, jump));
+	}
+	return bytes;
 }
 
 void soft_tlb_fini(struct soft_cpu *cpu)

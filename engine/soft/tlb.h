@@ -18,6 +18,7 @@
 #define FETCH_ENTRIES 256
 #define CODE_PAGES 32768
 #define LARGE_REGIONS 4096
+#define TLB_WORDS (TLB_ENTRIES / 64 / 64)
 #define FAR_GROUP (FAR_ENTRIES / 64)
 
 /* Bits for page and region numbers. They alias: then more is dropped than need be, so user and kernel should not meet often. */
@@ -52,8 +53,8 @@ struct local_entries {
 
 struct soft_slot {
 	struct soft_tlb *tlb[TLB_KINDS]; /* NULL: a kind that it does not have */
-	uint64_t touched[TLB_KINDS];  /* a bit for each 64 entries with anything in rtag or wtag */
-	uint64_t jtouched[TLB_KINDS]; /* the same for the jump cache */
+	/* a bit for each 64 entries with anything in rtag or wtag; the same for the jump cache */
+	uint64_t touched[TLB_KINDS][TLB_WORDS], jtouched[TLB_KINDS][TLB_WORDS];
 	uint64_t ftouched[TLB_KINDS]; /* .. and for each FAR_GROUP of `far` */
 	uint32_t jmode[TLB_KINDS];    /* what the jump cache is valid for */
 	uint64_t jcs[TLB_KINDS];      /* .. the code segment: base, limit << 32, where it has any */
@@ -72,11 +73,11 @@ struct soft_slot {
 };
 
 struct soft_slots {
+	struct known_jump known[KNOWN_ENTRIES]; /* first: at a page's start */
 	struct soft_slot slot[SLOTS + 1];
 	unsigned current; /* of user mode */
 	enum tlb_kind kind;
 	uint64_t stamp;
-	struct known_jump known[KNOWN_ENTRIES];
 };
 
 /* svm->page_attr[], a byte for each page of RAM. */
@@ -101,6 +102,8 @@ static inline uint8_t *cpu_ptr(struct soft_cpu *cpu, uint64_t gpa, uint64_t len,
 /* Takes every write tag for the host page away. The vCPU does not run, or is the caller. Quick. */
 void tlb_drop_writes(struct soft_cpu *cpu, const uint8_t *hva_page);
 void tlb_flush_jumps(struct soft_cpu *cpu);
+/* Bytes of memory that the tables of jumps take: they are the code cache's, not the TLB's. */
+uint64_t tlb_jumps_resident(const struct soft_cpu *cpu);
 
 static inline void soft_replay_clear(struct soft_cpu *cpu)
 {

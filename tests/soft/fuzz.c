@@ -549,7 +549,8 @@ static const char *escape(struct soft_vm *svm, const struct soft_cpu *cpu)
 
 			if (!live)
 				continue;
-			if (!slot->used || !(slot->touched[n % TLB_KINDS] >> i / 64 & 1))
+			if (!slot->used ||
+			    !(slot->touched[n % TLB_KINDS][i / 4096] >> (i / 64 & 63) & 1))
 				return "a tag that no flush will find";
 			why = entry_escapes(&svm->vm->memory, tlb, i,
 					    page_has_code(svm, tlb->addend[i] - tlb->wtag[i]));
