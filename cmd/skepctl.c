@@ -19,12 +19,13 @@
 static int usage(FILE *out)
 {
 	fprintf(out,
-		"usage: skepctl NAME status|pause|resume|powerbutton|reset|stop|stats|regs\n"
+		"usage: skepctl NAME status|pause|resume|powerbutton|nmi|reset|stop|stats|regs\n"
 		"       skepctl list\n\n"
 		"  status       name, state, engine, vCPUs, memory, guest time, process\n"
 		"  pause        park all vCPUs and stop the guest's time\n"
 		"  resume       go on\n"
 		"  powerbutton  press it: the guest shuts down if it listens (ACPI)\n"
+		"  nmi          as the NMI button of a server, for a guest that hangs\n"
 		"  reset        as the reset button: skep ends with status 0, or restarts the\n"
 		"               guest if it was started with -o reboot=restart\n"
 		"  stop         end the VM at once, as if the plug were pulled\n"

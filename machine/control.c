@@ -86,6 +86,17 @@ static int run_powerbutton(struct control *control, FILE *out, struct error *err
 	return 0;
 }
 
+/* The chipset's NMI goes to every LINT1; systems let it in at the boot processor alone. */
+static int run_nmi(struct control *control, FILE *out, struct error *err)
+{
+	struct vm *vm = control->vm;
+
+	(void)out;
+	(void)err;
+	vm->engine->nmi_send(&vm->vcpu[0]);
+	return 0;
+}
+
 static int run_reset(struct control *control, FILE *out, struct error *err)
 {
 	(void)out;
@@ -122,8 +133,9 @@ static int run_regs(struct control *control, FILE *out, struct error *err)
 static const struct command commands[] = {
 	{"status", run_status}, {"pause", run_pause},
 	{"resume", run_resume}, {"powerbutton", run_powerbutton},
-	{"reset", run_reset},	{"stop", run_stop},
-	{"stats", run_stats},	{"regs", run_regs},
+	{"nmi", run_nmi},	{"reset", run_reset},
+	{"stop", run_stop},	{"stats", run_stats},
+	{"regs", run_regs},
 };
 
 static int command_run(struct control *control, const char *line, FILE *out, struct error *err)
@@ -132,8 +144,8 @@ static int command_run(struct control *control, const char *line, FILE *out, str
 		if (strcmp(commands[i].name, line) == 0)
 			return commands[i].run(control, out, err);
 	return error_set(err, EINVAL,
-			 "unknown command; there are: status pause resume powerbutton reset stop "
-			 "stats regs");
+			 "unknown command; there are: status pause resume powerbutton nmi reset "
+			 "stop stats regs");
 }
 
 /* A line of a console's prompt. */

@@ -98,6 +98,7 @@ struct engine {
 	/* What I/O APIC pin `pin` would send now, so that EOIs of level-triggered pins exit. NULL: masked;
 	 * an EOI of what it sent before still exits. */
 	void (*ioapic_route)(struct vm *vm, unsigned pin, const struct msi *msi, bool level);
+	/* An edge at the CPU's LINT1, which systems use for NMI; an engine may deliver an NMI whatever LINT1 says. */
 	void (*nmi_send)(struct vcpu *vcpu);
 	/* From now on, or no longer, the engine may do by itself what a write to the register does, so that it
 	 * does not exit. What it does not do comes as an exit: NULL, or an error returned, is as good. */

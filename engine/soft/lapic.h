@@ -47,6 +47,8 @@ bool lapic_takes_extint(const struct soft_cpu *cpu);
 void lapic_msi(struct soft_vm *svm, const struct msi *msi);
 /* The PIC's INTR line, which is every LINT0, is now `level`. */
 void lapic_intr_changed(struct soft_vm *svm, bool level);
+/* An edge at LINT1, the NMI pin of a CPU whose APIC is off. Any thread. */
+void lapic_nmi(struct soft_cpu *cpu);
 /* An EOI of a level-triggered vector happened on this vCPU and the monitor is to hear of it: its vector, or -1; ask
  * until -1. Own thread. */
 int lapic_take_eoi(struct soft_cpu *cpu);

@@ -290,6 +290,14 @@ void lapic_intr_changed(struct soft_vm *svm, bool level)
 	}
 }
 
+void lapic_nmi(struct soft_cpu *cpu)
+{
+	if (atomic_load(&cpu->lapic->mode) == LAPIC_OFF)
+		soft_wake(cpu, REQ_NMI); /* the pin is the CPU's NMI then */
+	else
+		lvt_raise(cpu->lapic, LAPIC_LVT_LINT1, NULL);
+}
+
 /* ---- priorities --------------------------------------------------------------------------------------- */
 
 /* SDM vol. 3, 11.8.3.1. */

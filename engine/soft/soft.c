@@ -600,7 +600,7 @@ static void soft_ioapic_route(struct vm *vm, unsigned pin, const struct msi *msi
 
 static void soft_nmi_send(struct vcpu *vcpu)
 {
-	soft_wake(soft_cpu_of(vcpu), REQ_NMI);
+	lapic_nmi(soft_cpu_of(vcpu));
 }
 
 static void soft_time_pause(struct vm *vm)

@@ -152,6 +152,12 @@ class Guest(unittest.TestCase):
         self.start()
         self.vm.send_signal(signal.SIGTERM)
         self.assertEqual(self.ask('echo alive'), 'alive')
+        # The NMI button, by the boot processor's LINT1.
+        self.assertEqual(self.ask("grep -c NMI /proc/interrupts"), '1')
+        self.skepctl('nmi')
+        seen = self.ask("sleep 0.2; dmesg | grep 'NMI received'; sed -n 's/^NMI: *//p' /proc/interrupts")
+        self.assertRegex(seen, r'NMI received for unknown reason .* on CPU 0')
+        self.assertRegex(seen, r'(?m)^1 +0 ')
         self.vm.send_signal(signal.SIGTERM)
         self.assertEqual(self.vm.wait(10 * Options.slow), POWEROFF)
 
