@@ -17,8 +17,10 @@ here by the table of tests/guests/guests.py.
 import argparse
 import collections
 import copy
+import hashlib
 import os
 import pathlib
+import random
 import re
 import shutil
 import subprocess
@@ -33,6 +35,7 @@ import debian  # noqa: E402
 from debian import Cpio, libraries, note  # noqa: E402
 
 MODULES = ('kvm-amd',)
+DISK_MODULES = ('virtio_pci', 'virtio_blk')
 QEMU = ['qemu-system-x86_64', '-accel', 'tcg,thread=multi', '-machine', 'q35', '-cpu', 'max', '-smp', '2', '-m', '1G',
         '-nodefaults', '-no-user-config', '-display', 'none', '-no-reboot', '-nic', 'none']
 CASE_TIMEOUT = 60   # seconds, in the nest
@@ -84,14 +87,21 @@ sync
 reboot -f
 '''
 
+VIRTIO = ('virtio', 'virtio_ring', 'virtio_pci_legacy_dev', 'virtio_pci_modern_dev', 'virtio_pci', 'virtio_blk')
+DISK = random.Random(4).randbytes(1 << 20)
 LINUX_INIT = '''#!/bin/busybox sh
 /bin/busybox mkdir -p /proc
 /bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t devtmpfs dev /dev
+for module in {modules}; do /bin/busybox insmod /modules/$module.ko; done
+/bin/busybox dd if=/dev/vda of=/copy bs=64k 2>/dev/null
+/bin/busybox dd if=/copy of=/dev/vda bs=64k conv=fsync 2>/dev/null && echo "disk $(/bin/busybox md5sum </copy)"
 echo "init reached with $(/bin/busybox nproc) CPUs"
 /bin/busybox grep -m1 -o 'skep\\.marker=[a-z]*' /proc/cmdline
 /bin/busybox poweroff -f
 '''
-LINUX_LINES = ('init reached with 2 CPUs', 'skep.marker=here', 'reboot: Power down')
+LINUX_LINES = ('init reached with 2 CPUs', 'skep.marker=here', f'disk {hashlib.md5(DISK).hexdigest()}', 'reboot: Power down')
+DOORBELLS = 2 * 2  # the disk has a queue a CPU, each with a modern and a legacy one
 
 # What the kernel's log says differently on kvm in the nest and on soft.
 DIFFERS = re.compile(
@@ -111,10 +121,14 @@ XSAVE_WARNING = re.compile(r'^-+\[ cut here \]-+\nXSAVE consistency problem.*?\n
 
 
 def kernel(cache):
-    """(vmlinuz, modules in the order to insert them)."""
+    """(vmlinuz, modules by name)."""
     tree = debian.unpacked(cache, debian.kernel_package(cache, 'amd64'), 'amd64', './boot/vmlinuz-*',
-                           *(f'*/{name}.ko' for name in ('kvm', 'kvm-amd', 'irqbypass', 'ccp')))
-    files = {path.stem: path for path in tree.rglob('*.ko')}
+                           *(f'*/{name}.ko' for name in ('kvm', 'kvm-amd', 'irqbypass', 'ccp', *VIRTIO)))
+    return next((tree / 'boot').glob('vmlinuz-*')), {path.stem: path for path in tree.rglob('*.ko')}
+
+
+def in_order(files, wanted):
+    """Those modules with what they need, in the order to insert them."""
     order = []
 
     def add(name):
@@ -125,9 +139,9 @@ def kernel(cache):
         if files[name] not in order:
             order.append(files[name])
 
-    for name in MODULES:
+    for name in wanted:
         add(name)
-    return next((tree / 'boot').glob('vmlinuz-*')), order
+    return order
 
 
 def stripped(program, work):
@@ -142,16 +156,17 @@ def quote(words):
     return ' '.join("'" + str(word).replace("'", "'\\''") + "'" for word in words)
 
 
-def linux_command(skep, engine, vmlinuz, initrd, log):
-    return [skep, '-q', '-E', engine, '-c', '2', '-m', '256M', '--kernel', vmlinuz, '--initrd', initrd, '--append',
-            f'console=ttyS0 {"" if log else "quiet "}panic=-1 skep.marker=here', 'linux']
+def linux_command(skep, engine, where, log):
+    return [skep, '-q', '-E', engine, '-c', '2', '-m', '256M', '-s', f'3,virtio-blk,{where}/disk', '-o', 'stats=true',
+            '--kernel', f'{where}/vmlinuz', '--initrd', f'{where}/initrd', '--append',
+            f'console=ttyS0 {"" if log else "quiet "}panic=-1 skep.marker=here', f'linux-{os.getpid()}']
 
 
-def on_soft(args, vmlinuz, work):
+def on_soft(args, work):
     """Linux on the soft engine, here."""
-    with open(work / 'soft.out', 'wb') as out:
-        return subprocess.Popen(linux_command(args.skep, 'soft', vmlinuz, work / 'linux-initrd', args.log),
-                                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.DEVNULL)
+    with open(work / 'soft.out', 'wb') as out, open(work / 'soft.err', 'wb') as err:
+        return subprocess.Popen(linux_command(args.skep, 'soft', work / 'linux', args.log),
+                                stdin=subprocess.DEVNULL, stdout=out, stderr=err)
 
 
 def comparable(output):
@@ -167,22 +182,31 @@ def differences(ours, theirs):
             yield f'on {name} alone: {line}'
 
 
-def initramfs(args, cases, with_linux, vmlinuz, modules, work):
+def linux_guest(args, cpio, box, vmlinuz, files, work):
+    """Puts it into the nest's file system, and here into work/linux; the line that runs it."""
+    modules = in_order(files, DISK_MODULES)
+    inner = Cpio()
+    inner.console()
+    inner.file('bin/busybox', box)
+    inner.file('init', LINUX_INIT.format(modules=' '.join(path.stem for path in modules)).encode())
+    for path in modules:
+        inner.file(f'modules/{path.name}', path.read_bytes(), 0o100644)
+    (work / 'linux').mkdir()
+    for name, data in (('initrd', inner.bytes()), ('vmlinuz', vmlinuz.read_bytes()), ('disk', DISK)):
+        cpio.file(f'linux/{name}', data, 0o100644)
+        (work / 'linux' / name).write_bytes(data)
+    return quote(['run', 'linux', '/dev/null', '', *linux_command('/skep', 'kvm', '/linux', args.log)])
+
+
+def initramfs(args, cases, with_linux, vmlinuz, files, work):
     cpio = Cpio()
     box = debian.busybox(args.cache).read_bytes()
+    modules = in_order(files, MODULES)
     runs = [quote(['run', case.name, f'/guests/{case.stdin}' if case.stdin else '/dev/null', case.button or '',
                    *case.command('/skep', 'kvm', '/guests', case.name)])
             for case in cases]
     if with_linux:
-        runs.append(quote(['run', 'linux', '/dev/null', '',
-                           *linux_command('/skep', 'kvm', '/linux/vmlinuz', '/linux/initrd', args.log)]))
-        inner = Cpio()
-        inner.console()
-        inner.file('bin/busybox', box)
-        inner.file('init', LINUX_INIT.encode())
-        (work / 'linux-initrd').write_bytes(inner.bytes())
-        cpio.file('linux/initrd', inner.bytes())
-        cpio.file('linux/vmlinuz', vmlinuz.read_bytes())
+        runs.append(linux_guest(args, cpio, box, vmlinuz, files, work))
     cpio.console()
     for name in ('proc', 'sys', 'run', 'tmp'):
         cpio.directory(name)
@@ -251,6 +275,9 @@ class Report:
             problems += differences(comparable(output), comparable(self.soft_output()))
             if status != guests.POWEROFF:
                 problems.append(f'exit status: got {status}, want {guests.POWEROFF}')
+            counted = re.search(r'kvm_doorbells +(\d+)', errors)
+            if not counted or int(counted.group(1)) != DOORBELLS:
+                problems.append(f'{counted.group(1) if counted else "no"} doorbells are KVM\'s, want {DOORBELLS}')
         else:
             problems = self.cases[self.name].problems(output, status, errors)
         self.result(self.name, problems, self.output, self.errors)
@@ -279,6 +306,7 @@ def main():
     args.cache = pathlib.Path(os.environ.get('SKEP_TEST_CACHE', args.cache)).resolve()
     work = args.cache / f'work.{os.getpid()}'
     work.mkdir(parents=True)
+    with_linux = not args.only or 'linux' in args.only
 
     cases = [case for case in guests.GUESTS
              if 'kvm' in case.engines and (not args.only or case.name in args.only)]
@@ -287,18 +315,18 @@ def main():
         cases.remove(case)
     if args.repeat > 1:
         cases = [repetition(case, i) for i in range(args.repeat) for case in cases]
-    with_linux = not args.only or 'linux' in args.only
     try:
-        vmlinuz, modules = kernel(args.cache)
-        image = initramfs(args, cases, with_linux, vmlinuz, modules, work)
+        vmlinuz, files = kernel(args.cache)
+        image = initramfs(args, cases, with_linux, vmlinuz, files, work)
     except (OSError, subprocess.CalledProcessError, StopIteration, AttributeError) as error:
         print(f'Bail out! cannot make the nest (apt-get update, and a Debian mirror in reach?): {error!r}')
         return 1
     console = work / 'console.log'
-    soft = on_soft(args, vmlinuz, work) if with_linux else None
+    soft = on_soft(args, work) if with_linux else None
 
     def soft_output():
-        soft.wait(60)
+        if soft.wait(60) != guests.POWEROFF:
+            note(f'on soft: status {soft.returncode}: ' + (work / 'soft.err').read_text(errors='replace'))
         return (work / 'soft.out').read_text(errors='replace')
 
     report = Report(cases, with_linux, soft_output)
