@@ -314,19 +314,27 @@ enum soft_next gather_helper(struct soft_cpu *cpu, const struct insn *insn)
 {
 	uint64_t epoch = code_epoch(cpu);
 	struct vsib v;
+	bool some = false;
 	int next = 0;
 
 	vsib_read(cpu, insn, &v);
-	for (unsigned i = 0; i < v.count && !next; i++) {
+	for (unsigned i = 0; i < v.count; i++) {
 		if (!(v.mask >> i & 1))
 			continue;
 		next = vsib_element(cpu, insn, &v, i);
-		if (!next)
-			v.mask &= ~(1ull << i);
+		if (next)
+			break;
+		v.mask &= ~(1ull << i);
+		some = true;
 	}
 	/* An exit to a device: all is done again with the answer at hand. */
 	if (next == NEXT_EXIT)
 		return NEXT_EXIT;
 	vsib_write(cpu, insn, &v);
+	/* SDM vol. 2, VGATHERDPS: traps that elements left pending come in lieu of the next one's fault, with RF set. */
+	if (next && some && cpu->step_trap) {
+		next = soft_raise(cpu, X86_DB);
+		cpu->fault.dr6 = 0x4000; /* BS */
+	}
 	return next ? (enum soft_next)next : done_since(cpu, insn, epoch);
 }

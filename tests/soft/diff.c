@@ -1313,6 +1313,9 @@ static bool same_fault(const struct harness *h)
 	/* Linux calls its own half of the address space present to whoever tries to find out. */
 	if (a->vector == X86_PF && (int64_t)a->cr2 < 0)
 		error &= ~1ull;
+	/* Where the guest has its handlers, which its user mode cannot reach, this process has nothing. */
+	if (a->vector == X86_PF && a->cr2 - SYS < 0x10000)
+		error |= b->error & 1;
 		/* A branch may lead into what the sanitizer has mapped, out of which nothing can be executed. */
 #ifdef __SANITIZE_ADDRESS__
 	if (a->vector == X86_PF && (error & b->error & 0x10))
