@@ -159,9 +159,6 @@ void cache_flush(struct soft_cpu *self);
  * nothing but the tables. */
 struct soft_block *block_at(struct soft_vm *svm, const void *host_pc);
 
-/* svm->lock for a vCPU that may be in: it lets others have their safepoint while it waits. */
-void svm_lock(struct soft_cpu *self);
-
 /* Safepoints. A vCPU thread is "in" between safepoint_enter() and safepoint_leave(); soft.c brackets every
  * stretch of guest execution with them, waits (HLT, the monitor's handlers) are outside. In code runs
  * to the next block head or helper at most. exclusive_begin() returns when all other vCPUs are out and keeps

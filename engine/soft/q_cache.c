@@ -298,14 +298,6 @@ void exclusive_end(struct soft_cpu *self)
 		exclusive_end_outside(self->svm);
 }
 
-void svm_lock(struct soft_cpu *self)
-{
-	while (!soft_lock_try(&self->svm->lock)) {
-		safepoint_poll(self);
-		__builtin_ia32_pause();
-	}
-}
-
 void cache_watch_page(struct soft_cpu *self, uint64_t gpa)
 {
 	struct soft_vm *svm = self->svm;

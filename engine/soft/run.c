@@ -41,6 +41,16 @@ static enum soft_next no_code_memory(struct soft_cpu *cpu)
 	return soft_raise(cpu, X86_UD);
 }
 
+/* svm->lock for a vCPU that is in: it lets others have their safepoint while it waits. Not among the quick files, where
+ * ThreadSanitizer would not see it. */
+static void svm_lock(struct soft_cpu *self)
+{
+	while (!soft_lock_try(&self->svm->lock)) {
+		safepoint_poll(self);
+		__builtin_ia32_pause();
+	}
+}
+
 static enum soft_next translate_block(struct soft_cpu *cpu, const struct block_key *key,
 				      uint64_t gpa2, uint64_t limit_left, struct soft_block **block)
 {
@@ -85,8 +95,11 @@ static enum soft_next run_block_get(struct soft_cpu *cpu, struct soft_block **bl
 	if (soft_translate_va(cpu, linear, ACCESS_FETCH, &gpa, NULL))
 		return NEXT_FAULT;
 	*block = dispatch_find(cpu, linear, gpa, plain);
-	if (*block)
+	if (*block) {
+		/* Another vCPU's block: that quick code met its insertion ThreadSanitizer sees here. */
+		(void)atomic_load(&(*block)->valid);
 		return NEXT_GO;
+	}
 	if (!memory_find(&svm->vm->memory, gpa, 1))
 		return no_code_memory(cpu);
 	left = PAGE - (unsigned)(gpa & (PAGE - 1));
