@@ -49,17 +49,12 @@ on_store:
 	inc qword [TAKEN]
 	mov rax, [rsp + 16]
 	cmp rax, [EARLY + 0x100]
-	jne .fine
+	jne on_rain.fine
 	mov eax, TESTDEV_MEM
 	cmp byte [rax], 0
-	je .fine
+	je on_rain.fine
 	inc qword [EARLY]
-.fine:	mov eax, 0xb0
-	xor edx, edx
-	call lapic_write
-	pop rdx
-	pop rax
-	iretq
+	jmp on_rain.fine
 on_step:
 	push rax
 	mov rax, [rsp + 8]
