@@ -4,6 +4,14 @@
 
 #include "engine/soft/cpu.h"
 
+/* What #AC wants of an operand of `size` bytes (SDM vol. 3, table 7-7): the x87's 80 bits lie at multiples of 8. */
+static inline unsigned operand_alignment(unsigned size)
+{
+	if (size == 10)
+		return 8;
+	return (size & (size - 1)) == 0 && size <= 8 ? size : 1;
+}
+
 /* One MMIO access of the instruction at cpu->rip: 0 when answered, or NEXT_EXIT. */
 int mmio_access(struct soft_cpu *cpu, uint64_t gpa, unsigned size, bool write, uint64_t *value);
 /* RAM was written: dirty bit, invalidation of translated code. */

@@ -105,7 +105,7 @@ struct soft_vm {
 	struct soft_profile *profile;	 /* profile.h, or NULL */
 	struct translation *translation; /* the translator's workspace, under `lock` */
 	bool isa[ISA_SETS];		 /* which instructions the CPU model shows: native.h */
-	bool sha_aligned; /* this CPU wants SHA's operands aligned: Intel's, AMD's does not */
+	bool intel; /* the CPU model is Intel's: where its CPUs and AMD's differ, they decide */
 	_Atomic uint64_t n_translated, n_linked, n_invalidated, n_flushes, n_tlb_miss, n_slow,
 		n_faults;
 };

@@ -209,6 +209,7 @@ struct soft_cpu {
 	void *probe_stub;	 /* 0x158: soft_stub_probe */
 	uint64_t shared
 		[4]; /* 0x160: host addresses that accesses of the running block share: t_share.c */
+	uint32_t align; /* MODE_AC: what the operand's address must be a multiple of; t_mem.c */
 
 	uint32_t mode;	 /* MODE_*, for the block to be looked up next; soft_update_mode() */
 	bool want_plain; /* the next block, if it is at plain_rip, is one with MODE_PLAIN */

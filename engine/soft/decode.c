@@ -211,6 +211,8 @@ static void decode_prefixes(const ZydisDecodedInstruction *zi, struct insn *insn
 
 		if (value == 0x66)
 			insn->opsize_prefix = true;
+		if (value == 0xf2 || value == 0xf3)
+			insn->rep_prefix = value;
 		if (zi->raw.prefixes[i].type == ZYDIS_PREFIX_TYPE_MANDATORY)
 			insn->prefix66_f2_f3 = value;
 	}
@@ -218,6 +220,7 @@ static void decode_prefixes(const ZydisDecodedInstruction *zi, struct insn *insn
 	insn->repne = zi->attributes & ZYDIS_ATTRIB_HAS_REPNE;
 	insn->lock = zi->attributes & ZYDIS_ATTRIB_HAS_LOCK;
 	insn->rex_w = (zi->attributes & ZYDIS_ATTRIB_HAS_REX) && zi->raw.rex.W;
+	insn->vex_w = zi->raw.encoding2 == ZYDIS_INSTRUCTION_ENCODING_VEX && zi->raw.vex.W;
 	if (zi->raw.encoding2 == ZYDIS_INSTRUCTION_ENCODING_VEX ||
 	    zi->raw.encoding2 == ZYDIS_INSTRUCTION_ENCODING_EVEX)
 		insn->prefix66_f2_f3 = 0; /* in the pp field of the VEX or EVEX bytes */
@@ -342,6 +345,50 @@ int insn_decode(const uint8_t *bytes, unsigned n, uint32_t mode, struct insn *in
 		return -ENODATA;
 	if (status == ZYDIS_STATUS_NO_MORE_DATA || status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG)
 		insn->len = INSN_MAX;
+	return -EINVAL;
+}
+
+/* F3 90 with REX.B is no PAUSE but XCHG with R8, and F3 means nothing. */
+static int pause_as_xchg(uint32_t mode, struct insn *insn)
+{
+	uint8_t bytes[INSN_MAX];
+	unsigned len = insn->len;
+
+	memcpy(bytes, insn->bytes, len);
+	for (unsigned i = 0; i < len; i++)
+		if (bytes[i] == 0xf3)
+			bytes[i] = 0x3e; /* .. as little as this */
+	return insn_decode(bytes, len, mode, insn);
+}
+
+int insn_as_amd(uint32_t mode, struct insn *insn)
+{
+	bool none = false;
+
+	switch (insn->op) {
+	case ZYDIS_MNEMONIC_PAUSE:
+		if (insn->mode == 64 && (insn->bytes[insn->len - 2] & 0xf1) == 0x41)
+			return pause_as_xchg(mode, insn);
+		break;
+	case ZYDIS_MNEMONIC_LOOPE:
+	case ZYDIS_MNEMONIC_LOOPNE: /* the prefix, not the opcode, says what it waits for */
+		if (insn->rep_prefix)
+			insn->op = insn->rep_prefix == 0xf3 ? ZYDIS_MNEMONIC_LOOPE
+							    : ZYDIS_MNEMONIC_LOOPNE;
+		break;
+	case ZYDIS_MNEMONIC_NOP: /* PREFETCH of a register */
+		none = insn->map == 1 && insn->opcode == 0x0d && insn->modrm >= 0xc0;
+		break;
+	case ZYDIS_MNEMONIC_VPINSRD:
+	case ZYDIS_MNEMONIC_VPEXTRD: /* VEX.W means something outside of 64-bit mode, too */
+		none = insn->encoding == ENC_VEX && insn->mode != 64 && insn->vex_w;
+		break;
+	default:
+		break;
+	}
+	if (!none)
+		return 0;
+	insn->len = 1;
 	return -EINVAL;
 }
 

@@ -36,7 +36,8 @@ struct insn {
 	uint8_t stacksize; /* 2, 4, 8 */
 	uint8_t mode;	   /* 16, 32 or 64: of the code segment */
 	bool rep, repne, lock, opsize_prefix;
-	bool rex_w;
+	bool rex_w, vex_w;
+	uint8_t rep_prefix;	/* the last of F2 and F3, whatever it means here; 0: none */
 	uint8_t prefix66_f2_f3; /* mandatory prefix that is part of the opcode: 0, 0x66, 0xf2, 0xf3 */
 
 	/* ModRM and what it names. Numbers are the guest's, REX/VEX/EVEX bits included (0-15, vectors 0-31). */
@@ -83,6 +84,9 @@ struct insn {
 /* Decodes one instruction at the start of `bytes` (n of them are there). `mode`: MODE_* bits. 0; -ENODATA: it
  * is longer than n (n < 15); -EINVAL: no instruction (#UD), or over 15 bytes (then *insn->len is 15: #GP). */
 int insn_decode(const uint8_t *bytes, unsigned n, uint32_t mode, struct insn *insn);
+
+/* Makes what AMD's CPUs execute of what insn_decode() gave. -EINVAL: nothing, #UD. */
+int insn_as_amd(uint32_t mode, struct insn *insn);
 
 /* Assembler text (Intel syntax) for traces; rip is where it lies. */
 void insn_print(const struct insn *insn, uint64_t rip, char *out, unsigned size);

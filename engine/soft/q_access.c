@@ -239,16 +239,8 @@ bool segment_allows(const struct soft_cpu *cpu, const struct x86_seg *s, uint64_
 	return last <= s->limit;
 }
 
-/* What #AC wants of an operand of `size` bytes (SDM vol. 3, table 7-7): the x87's 80 bits lie at multiples of 8. */
-static unsigned alignment(unsigned size)
-{
-	if (size == 10)
-		return 8;
-	return (size & (size - 1)) == 0 && size <= 8 ? size : 1;
-}
-
-int soft_linear(struct soft_cpu *cpu, enum x86_segreg seg, uint64_t offset, unsigned size,
-		unsigned access, uint64_t *linear)
+static int linear_aligned(struct soft_cpu *cpu, enum x86_segreg seg, uint64_t offset, unsigned size,
+			  unsigned access, unsigned align, uint64_t *linear)
 {
 	const struct x86_seg *s = &cpu->seg[seg];
 
@@ -263,9 +255,15 @@ int soft_linear(struct soft_cpu *cpu, enum x86_segreg seg, uint64_t offset, unsi
 			return segment_fault(cpu, seg);
 		*linear = (uint32_t)(s->base + offset);
 	}
-	if ((cpu->mode & MODE_AC) && (*linear & (alignment(size) - 1)))
+	if ((cpu->mode & MODE_AC) && (*linear & (align - 1)))
 		return soft_raise_error(cpu, X86_AC, 0);
 	return 0;
+}
+
+int soft_linear(struct soft_cpu *cpu, enum x86_segreg seg, uint64_t offset, unsigned size,
+		unsigned access, uint64_t *linear)
+{
+	return linear_aligned(cpu, seg, offset, size, access, operand_alignment(size), linear);
 }
 
 void desc_set_rip(struct soft_cpu *cpu, uint32_t desc)
@@ -282,7 +280,7 @@ uint64_t soft_mem_linear(struct soft_cpu *cpu, uint64_t offset, uint32_t desc)
 	uint64_t linear = 0;
 
 	desc_set_rip(cpu, desc);
-	cpu->unwind = (uint64_t)soft_linear(cpu, desc >> MEM_SEG_SHIFT & 7, offset, desc & MEM_SIZE,
-					    access, &linear);
+	cpu->unwind = (uint64_t)linear_aligned(cpu, desc >> MEM_SEG_SHIFT & 7, offset,
+					       desc & MEM_SIZE, access, cpu->align, &linear);
 	return linear;
 }

@@ -282,7 +282,7 @@ static int soft_vcpu_create(struct vcpu *vcpu, struct error *err)
 	atomic_store(&cpu->run_ok, 1);
 	if (vcpu->index == 0) {
 		native_isa_init(svm->isa, &vcpu->vm->cpuid);
-		svm->sha_aligned = cpuid_vendor(&vcpu->vm->cpuid) == CPUID_INTEL;
+		svm->intel = cpuid_vendor(&vcpu->vm->cpuid) == CPUID_INTEL;
 		svm->maxphyaddr = physical_width(&vcpu->vm->cpuid);
 	}
 	cpu->xsave_mask = cpuid_xcr0(&vcpu->vm->cpuid) | 3;

@@ -1,6 +1,8 @@
 /* Effective addresses and the inline TLB: see translate.h. Nothing here changes flags. */
 #include "engine/soft/translate.h"
 
+#include "engine/soft/access.h"
+
 #define TLB_DISP(member) ((int32_t)offsetof(struct soft_tlb, member) - SOFT_TLB_BIAS)
 
 /* Address width of an effective address: 8, 4, or 2 (which is computed in 32 bits and cut). */
@@ -255,9 +257,23 @@ static bool needs_linear_call(const struct translation *t, unsigned seg, uint32_
 	       (seg == X86_CS && (flags & MEM_WRITE));
 }
 
-static void emit_linear_call(struct translation *t, uint32_t desc)
+/* What #AC wants of the operand. AMD's CPUs check those of vector instructions, too (APM vol. 2, 8.2.18): to 16 bytes,
+ * or, under an EVEX mask, to an element; not those that VMASKMOV masks. */
+static unsigned access_alignment(const struct translation *t, const struct insn *insn,
+				 unsigned size, uint32_t flags)
+{
+	if (t->svm->intel || (size & (size - 1)))
+		return operand_alignment(size);
+	if (flags & MEM_MASKED)
+		return insn->encoding == ENC_EVEX ? insn->mem_element : 1;
+	return size < 16 ? size : 16;
+}
+
+static void emit_linear_call(struct translation *t, uint32_t desc, unsigned align)
 {
 	share_forget(t);
+	if (t->mode & MODE_AC)
+		emit_store_imm(&t->e, 4, CPU(align), (int32_t)align);
 	emit_mov_imm(&t->e, H_RCX, desc);
 	emit_call_mem(&t->e, CPU_STUB(STUB_LINEAR));
 }
@@ -298,7 +314,7 @@ struct hmem emit_access(struct translation *t, const struct insn *insn, unsigned
 						   : emit_member(t, share);
 	if (needs_linear_call(t, insn->mem_seg, flags)) {
 		emit_address(t, insn, H_R10, H_RCX, false);
-		emit_linear_call(t, desc);
+		emit_linear_call(t, desc, access_alignment(t, insn, size, flags));
 		return emit_access_linear(t, size, desc, rcx_free, cold);
 	}
 	if (is_simple(t, insn))
@@ -324,6 +340,6 @@ struct hmem emit_stack_access(struct translation *t, uint8_t reg, int32_t disp, 
 		return emit_access_simple(t, reg, disp, size, desc, cold);
 	emit_lea(&t->e, t->mode & MODE_CODE64 ? 8 : 4, H_R10, hmem(reg, disp));
 	if (t->mode & MODE_AC)
-		emit_linear_call(t, desc);
+		emit_linear_call(t, desc, size);
 	return emit_access_linear(t, size, desc, true, cold);
 }

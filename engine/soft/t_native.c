@@ -323,7 +323,7 @@ static bool needs_alignment(const struct soft_vm *svm, const struct insn *insn)
 	case ZYDIS_MNEMONIC_SHA256MSG1:
 	case ZYDIS_MNEMONIC_SHA256MSG2:
 	case ZYDIS_MNEMONIC_SHA256RNDS2:
-		return svm->sha_aligned;
+		return svm->intel;
 	default:
 		return insn->encoding == ENC_LEGACY && insn->mem_size == 16 &&
 		       native_is_vector(insn);

@@ -219,6 +219,8 @@ static soft_helper decode_or_raise(struct translation *t, const uint8_t *bytes, 
 {
 	int ret = insn_decode(bytes, n, t->mode, insn);
 
+	if (!ret && !t->svm->intel)
+		ret = insn_as_amd(t->mode, insn);
 	if (!ret)
 		return NULL;
 	if (insn->len == INSN_MAX)

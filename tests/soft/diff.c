@@ -711,20 +711,26 @@ static void aim_displacement(struct harness *h, uint64_t want)
 	insn_decode(h->bytes, 15, h->mode, i);
 }
 
+/* Where the image has the 32 bits of a vector register from byte `at` on; NULL: nowhere. */
+static uint8_t *vector_place(uint8_t *xsave, unsigned reg, unsigned at)
+{
+	uint32_t component = reg >= 16 ? 7 : at < 32 ? 2 : 6, offset = 0, size;
+
+	if (reg < 16 && at < 16)
+		return xsave + 160 + reg * 16 + at;
+	if (!native_component(component, &offset, &size))
+		return NULL;
+	at += component == 7 ? (reg - 16) * 64 : component == 6 ? reg * 32 - 32 : reg * 16 - 16;
+	return xsave + offset + at;
+}
+
 /* Sets 32 bits of a vector register. */
 static void vector_put(struct harness *h, unsigned reg, unsigned i, uint32_t value)
 {
-	uint32_t component = reg >= 16 ? 7 : i < 8 ? 2 : 6, offset = 0, size;
-	unsigned at = i * 4;
+	uint8_t *place = vector_place(h->start.xsave, reg, i * 4);
 
-	if (reg < 16 && i < 4) {
-		memcpy(h->start.xsave + 160 + reg * 16 + at, &value, 4);
-		return;
-	}
-	if (!native_component(component, &offset, &size))
-		return;
-	at += component == 7 ? (reg - 16) * 64 : component == 6 ? reg * 32 - 32 : reg * 16 - 16;
-	memcpy(h->start.xsave + offset + at, &value, 4);
+	if (place)
+		memcpy(place, &value, 4);
 }
 
 /* The indices of a gather or scatter: around its base, and seldom where nothing is. */
@@ -1415,20 +1421,21 @@ static bool half_precision(const struct harness *h)
 static void forget_vector(struct harness *h, unsigned reg, unsigned from)
 {
 	for (unsigned at = from; at < 64; at += 4) {
-		uint32_t offset = 160 + reg * 16, size, component = at < 32 ? 2 : 6;
-		unsigned part = at < 16 ? at : at < 32 ? at - 16 : at - 32;
+		const uint8_t *place = vector_place(h->native.xsave, reg, at);
 
-		if (reg >= 16) {
-			component = 7;
-			part = at;
-		}
-		if ((reg >= 16 || at >= 16) && !native_component(component, &offset, &size))
+		if (!place)
 			return;
-		if (reg >= 16)
-			offset += (reg - 16) * 64;
-		else if (at >= 16)
-			offset += reg * (at < 32 ? 16 : 32);
-		memcpy(h->soft.xsave + offset + part, h->native.xsave + offset + part, 4);
+		memcpy(vector_place(h->soft.xsave, reg, at), place, 4);
+	}
+}
+
+/* AMD's CPUs may leave what a gather that faults has not done yet as it was in the mask: its elements are their signs. */
+static void mask_to_signs(uint8_t *xsave, unsigned reg, unsigned bytes, unsigned element)
+{
+	for (unsigned at = 0; at < bytes; at += 4) {
+		const uint8_t *top = vector_place(xsave, reg, (at | (element - 1)) & ~3u);
+
+		memset(vector_place(xsave, reg, at), top[3] & 0x80 ? 0xff : 0, 4);
 	}
 }
 
@@ -1445,6 +1452,7 @@ static unsigned vex_bytes(const struct insn *insn)
  * not said. */
 static void forget_tails(struct harness *h)
 {
+	const struct soft_vm *svm = h->vm->engine_data;
 	const struct insn *insn = &h->insn;
 	unsigned data = insn->mem_size == 8 ? 8 : 4, index = insn->opcode & 1 ? 8 : 4;
 	unsigned used = data == 4 && index == 8 ? 2 : 1; /* the share of the register, from below */
@@ -1453,8 +1461,13 @@ static void forget_tails(struct harness *h)
 	if (!insn->mem_vsib || h->native.vector < 0)
 		return;
 	forget_vector(h, insn->reg, bytes / used);
-	if (insn->encoding == ENC_VEX)
-		forget_vector(h, insn->vvvv, bytes / used);
+	if (insn->encoding != ENC_VEX)
+		return;
+	forget_vector(h, insn->vvvv, bytes / used);
+	if (svm->intel)
+		return;
+	mask_to_signs(h->native.xsave, insn->vvvv, bytes / used, data);
+	mask_to_signs(h->soft.xsave, insn->vvvv, bytes / used, data);
 }
 
 static bool same(struct harness *h)
