@@ -79,8 +79,9 @@ static const struct pass {
 	 {BITS(15, 0), BIT(0) | BIT(2) | BIT(9) | BIT(12) | BIT(14) | BIT(15) | BIT(24) | BIT(28),
 	  0, 0}},
 	{0x8000001a, 0, {ALL, 0, 0, 0}},
-	/* no nested data breakpoints, lfence serializes, null selectors clear the base */
-	{0x80000021, 0, {BIT(0) | BIT(2) | BIT(6), 0, 0, 0}},
+	/* no nested data breakpoints, lfence serializes, verw clears, null selectors clear the base; sbpb ibpb_brtype srso_no;
+	 * tsa_sq_no tsa_l1_no */
+	{0x80000021, 0, {BIT(0) | BIT(2) | BIT(5) | BIT(6) | BITS(29, 27), 0, BITS(2, 1), 0}},
 };
 
 void cpuid_add(struct cpuid_table *table, uint32_t leaf, uint32_t subleaf, bool indexed,

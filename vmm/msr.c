@@ -25,7 +25,9 @@ enum {
 	MSR_PP1_ENERGY_STATUS = 0x641,
 	MSR_PLATFORM_ENERGY_STATUS = 0x64d,
 };
+#define MSR_AMD_SYSCFG 0xc0010010u
 #define MSR_AMD_HWCR 0xc0010015u
+#define MSR_AMD_NB_CFG 0xc001001fu
 #define MSR_AMD_PSTATE0 0xc0010064u
 #define MSR_AMD_VM_CR 0xc0010114u
 
@@ -92,7 +94,11 @@ static const struct known_msr {
 	{MSR_PP1_POWER_LIMIT, ON_INTEL, read_zero},
 	{MSR_PP1_ENERGY_STATUS, ON_INTEL, read_zero},
 	{MSR_PLATFORM_ENERGY_STATUS, ON_INTEL, read_zero},
+	/* No memory encryption, no TOM2, no configuration space by I/O port, as KVM has it: Linux reads the first and
+	 * sets a bit of the other without looking whether they are there. */
+	{MSR_AMD_SYSCFG, ON_AMD, read_zero},
 	{MSR_AMD_HWCR, ON_AMD, read_hwcr},
+	{MSR_AMD_NB_CFG, ON_AMD, read_zero},
 	{MSR_AMD_PSTATE0, ON_AMD, read_pstate0},
 	{MSR_AMD_VM_CR, ON_AMD, read_vm_cr},
 };

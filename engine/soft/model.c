@@ -54,6 +54,10 @@ static const struct filter {
 	  BIT(3) | BIT(4) | BIT(5) | BIT(6) | BIT(7) | BIT(9) | BIT(11) | BIT(12) | BIT(13) |
 		  BIT(14) | BIT(16) | BIT(17) | BIT(20) | BIT(26) | BIT(27) | BIT(29)}},
 	{0x80000007, 0, {0, 0, 0, 0}, {0, 0, 0, BIT(8)}}, /* invariant tsc */
+	{0x80000021,
+	 0,
+	 {BIT(2), 0, BIT(1) | BIT(2), 0},
+	 {0, 0, 0, 0}}, /* lfence serializes; tsa_sq_no tsa_l1_no */
 };
 
 /* Leaves that describe and promise nothing. */
@@ -114,6 +118,10 @@ void soft_model(struct cpuid_table *table)
 		r.edx = (r.edx & f->pass.edx) | f->add.edx;
 		if (f->leaf == 7 && f->subleaf == 0 && host(0, 0).ebx == signature_INTEL_ebx)
 			r.edx |= BIT(29); /* arch_cap: an MSR of Intel's, see q_msr.c */
+		/* srso_no: translated code has no RET whose prediction could be led astray, and a kernel's own RETs behind
+		 * its RETs would be no help. */
+		if (f->leaf == 0x80000021 && host(0, 0).ebx == signature_AMD_ebx)
+			r.eax |= BIT(29);
 		cpuid_add(table, f->leaf, f->subleaf, f->leaf == 7, r);
 	}
 	add_indexed(table, 4, 5);

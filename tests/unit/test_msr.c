@@ -73,6 +73,13 @@ static void test_amd(void **state)
 	assert_int_equal(value, 1u << 4); /* SVMDIS */
 	assert_true(msr_read(vm, 0, 0xc0010015, &value));
 	assert_true(msr_write(vm, 0, 0xc0010015, 0));
+	/* SYSCFG and NB_CFG: Linux wants to get over them. */
+	for (unsigned i = 0; i < 2; i++) {
+		value = 7;
+		assert_true(msr_read(vm, 0, i ? 0xc001001f : 0xc0010010, &value));
+		assert_int_equal(value, 0);
+		assert_true(msr_write(vm, 0, i ? 0xc001001f : 0xc0010010, 1ull << 46));
+	}
 	assert_true(msr_read(vm, 0, 0xc0010064, &value));
 	assert_true(value >> 63);
 	assert_int_equal((value & 0xff) * 25 * 8 / (value >> 8 & 0x3f), 2600);
