@@ -17,9 +17,10 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 
-import debian
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+import child  # noqa: E402
+import debian  # noqa: E402
 
 REBOOT, POWEROFF, HALT = range(3)
 MARKER = b'skep' * 5000
@@ -267,18 +268,6 @@ QEMU = [Case(f'{kernel}-beside-qemu', kernel, do='spread,log', limit=120)
 SUITES = {'quick': QUICK, 'long': LONG, 'qemu': QEMU}
 
 
-def run(command, limit):
-    output = bytearray()
-    started = time.monotonic()
-    process = subprocess.Popen(['timeout', '-k', '5', str(limit), *command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT)
-    for data in iter(lambda: os.read(process.stdout.fileno(), 65536), b''):
-        output += data
-    process.stdout.close()
-    status = process.wait()
-    return output.decode(errors='replace'), status, time.monotonic() - started
-
-
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument('--list', action='store_true')
@@ -301,8 +290,8 @@ def main():
         for number, case in enumerate(cases, 1):
             try:
                 if case in QEMU:
-                    case.qemu_output = run(case.qemu(args, work), case.limit * args.slow)[0]
-                output, status, took = run(case.command(args, work), case.limit * args.slow)
+                    case.qemu_output = child.output(case.qemu(args, work), case.limit * args.slow)[0]
+                output, status, took = child.output(case.command(args, work), case.limit * args.slow)
             except (OSError, subprocess.CalledProcessError, StopIteration, AttributeError) as error:
                 print(f'Bail out! {case.name}: apt-get update, and a Debian mirror in reach? {error!r}')
                 return 1

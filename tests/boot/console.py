@@ -19,7 +19,9 @@ import tempfile
 import time
 import unittest
 
-import debian
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+import child  # noqa: E402
+import debian  # noqa: E402
 
 POWEROFF = 1
 
@@ -63,7 +65,7 @@ class Guest(unittest.TestCase):
             cpio.file(f'modules/{name}.ko', debian.module(Options.cache, 'cloud-amd64', name).read_bytes())
         (self.dir / 'initrd').write_bytes(cpio.bytes())
         self.env = {**os.environ, 'XDG_RUNTIME_DIR': str(self.dir)}
-        self.vm = subprocess.Popen(
+        self.vm = child.popen(
             [Options.skep, '-q', '-E', 'soft', '-c', str(cpus), '-m', '256M', '-l', 'com1,stdio', *options, '--kernel',
              debian.kernel(Options.cache, 'cloud-amd64'), '--initrd', self.dir / 'initrd', '--append',
              f'console=ttyS0 quiet panic=-1 {append}', 'vm0'],

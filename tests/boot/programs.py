@@ -13,9 +13,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 
-import debian
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+import child  # noqa: E402
+import debian  # noqa: E402
 
 POWEROFF = 1
 PACKAGES = ('libc-bin', 'openssl', 'gcc', 'libc6-dev', 'gdb', 'stress-ng', 'python3', 'libpython3.11-testsuite')
@@ -434,18 +435,12 @@ def initrd(cache, path):
 def run(args, parts, work):
     initrd(args.cache, work / 'initrd')
     limit = (60 + sum(PARTS[name].limit for name in parts)) * args.slow
-    command = ['timeout', '-s', 'KILL', str(limit), args.skep, '-q', '-E', args.engine, '-c', '2', '-m', '1536M', '-s',
-               '3,virtio-rnd', '-l', 'com1,stdio', '--kernel', debian.kernel(args.cache, 'cloud-amd64'), '--initrd', base(args.cache),
+    command = [args.skep, '-q', '-E', args.engine, '-c', '2', '-m', '1536M', '-s', '3,virtio-rnd', '-l', 'com1,stdio', '--kernel', debian.kernel(args.cache, 'cloud-amd64'), '--initrd', base(args.cache),
                '--initrd', work / 'initrd', '--append', f'console=ttyS0 panic=-1 quiet skep.parts={",".join(parts)}',
                f'programs-{os.getpid()}']
-    output = bytearray()
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    for data in iter(lambda: os.read(process.stdout.fileno(), 65536), b''):
-        output += data
-        if args.keep:
-            args.keep.write_bytes(output)
-    process.stdout.close()
-    return process.wait(), output.decode(errors='replace').replace('\r', '')
+    output, status, took = child.output(command, limit, args.keep)
+    debian.note(f'{took:.1f} s in all')
+    return status, output.replace('\r', '')
 
 
 def problems(name, output):
@@ -479,14 +474,12 @@ def main():
     parts = SUITES[args.suite] if args.suite else args.parts
     args.cache = pathlib.Path(os.environ.get('SKEP_TEST_CACHE', args.cache)).resolve()
     args.cache.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix='skep-programs-') as work:
         try:
             status, output = run(args, parts, pathlib.Path(work))
         except (OSError, subprocess.CalledProcessError, StopIteration, AttributeError) as error:
             print(f'Bail out! apt-get update, and a Debian mirror in reach? {error!r}')
             return 1
-    debian.note(f'{time.monotonic() - began:.1f} s in all')
     failed = False
     for number, name in enumerate(parts, 1):
         found = list(problems(name, output))

@@ -10,7 +10,9 @@ import tempfile
 import time
 import unittest
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / 'guests'))
+TESTS = pathlib.Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(TESTS), str(TESTS / 'guests')]
+import child  # noqa: E402
 
 SKIP = 77
 REFUSED = 4
@@ -87,8 +89,8 @@ class SkepTest(unittest.TestCase):
         """Starts a VM; its output goes to pipes. It is killed at the end of the test."""
         kwargs.setdefault('stdin', subprocess.DEVNULL)
         kwargs.setdefault('stdout', subprocess.PIPE)
-        vm = subprocess.Popen([Paths.skep, '-E', Paths.engine, '-m', '64M', *args], stderr=subprocess.PIPE,
-                              env=self.env, **kwargs)
+        vm = child.popen([Paths.skep, '-E', Paths.engine, '-m', '64M', *args], stderr=subprocess.PIPE,
+                         env=self.env, **kwargs)
 
         def end():
             vm.kill()

@@ -23,7 +23,10 @@ import tempfile
 import threading
 import time
 
-HERE = pathlib.Path(__file__).parent
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+import child  # noqa: E402
+
+HERE = pathlib.Path(__file__).resolve().parent
 POWEROFF = 1
 
 
@@ -64,7 +67,7 @@ class Guest:
         self.console = work / 'console.txt'
         self.console.unlink(missing_ok=True)
         self.errors = (work / 'stderr.txt').open('wb')
-        self.process = subprocess.Popen(
+        self.process = child.popen(
             [args.skep, '-q', '-E', args.engine, '-AHP', '-c', str(cpus), '-m', '768M', '-s', '0,hostbridge', '-s', '31,lpc',
              '-s', f'3,{device},{disk}{options}',
              '-s', f'4,virtio-net,slirp,hostfwd=tcp:127.0.0.1:{self.port}-:22', '-s', '5,virtio-rnd', *more,

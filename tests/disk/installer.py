@@ -20,6 +20,9 @@ import sys
 import tempfile
 import time
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+import child
+
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / 'boot'))
 import debian
 import unprivileged
@@ -80,7 +83,7 @@ def installer(args, work):
     with (work / 'disk.img').open('wb') as disk:
         disk.truncate(DISK)
     places = files(args, work)
-    process = subprocess.Popen(
+    process = child.popen(
         [places['skep'], '-q', '-E', args.engine, '-AHP', '-c', str(args.cpus), '-m', '1536M', '-s', '0,hostbridge',
          '-s', '31,lpc', '-s', f'3,virtio-blk,{work / "disk.img"}', '-s', '4,virtio-net,slirp',
          '-l', f'com1,unix={work / "console"}', '--kernel', places['kernel'], '--initrd', places['initrd'],

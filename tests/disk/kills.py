@@ -20,6 +20,9 @@ import tempfile
 import threading
 import time
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+import child
+
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / 'boot'))
 import debian
 import unprivileged
@@ -54,7 +57,7 @@ class Life:
     def __init__(self, args, work, cpus, options, word=''):
         self.limit = LIMIT * args.slow
         self.lines, self.changed = [], threading.Condition()
-        self.process = subprocess.Popen(
+        self.process = child.popen(
             [work / 'skep', '-q', '-E', args.engine, '-AHP', '-c', str(cpus), '-m', '128M', '-l', 'com1,stdio',
              '-s', f'3,virtio-blk,{work / "disk.img"}{options}', '--kernel', work / 'vmlinuz',
              '--initrd', work / 'initrd', '--append', f'console=ttyS0 quiet panic=-1 {word}'.strip(),

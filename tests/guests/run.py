@@ -17,7 +17,9 @@ import tempfile
 import threading
 import time
 
-import guests
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+import child  # noqa: E402
+import guests  # noqa: E402
 
 
 def kvm_words(probe, directory):
@@ -35,7 +37,7 @@ def kvm_words(probe, directory):
 def run(guest, command, directory, env):
     """Returns output, exit status, stderr and whether it had to be killed."""
     with open(f'{directory}/{guest.stdin}' if guest.stdin else os.devnull, 'rb') as stdin:
-        process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
+        process = child.popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
     output, errors = bytearray(), bytearray()
 
     def collect(pipe, into):

@@ -28,6 +28,9 @@ import subprocess
 import sys
 import time
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+import child  # noqa: E402
+
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / 'guests'))
 import guests  # noqa: E402
 
@@ -182,8 +185,8 @@ def linux_limit(args):
 def on_soft(args, work):
     """Linux on the soft engine, here."""
     with open(work / 'soft.out', 'wb') as out, open(work / 'soft.err', 'wb') as err:
-        return subprocess.Popen(linux_command(args.skep, 'soft', work / 'linux', args.log),
-                                stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+        return child.popen(linux_command(args.skep, 'soft', work / 'linux', args.log),
+                           stdin=subprocess.DEVNULL, stdout=out, stderr=err)
 
 
 def comparable(output):
@@ -302,9 +305,9 @@ class Report:
 
 def run_nest(args, vmlinuz, image, console, report):
     """Until it ends, or says nothing for longer than any guest may take."""
-    nest = subprocess.Popen([*QEMU, '-kernel', vmlinuz, '-initrd', image, '-append',
-                             'console=ttyS0 quiet panic=-1 tsc=reliable', '-serial', f'file:{console}', '-serial', 'stdio'],
-                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    nest = child.popen([*QEMU, '-kernel', vmlinuz, '-initrd', image, '-append',
+                        'console=ttyS0 quiet panic=-1 tsc=reliable', '-serial', f'file:{console}', '-serial', 'stdio'],
+                       stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     silence = linux_limit(args) + SILENCE
     pending = b''
     try:

@@ -26,8 +26,9 @@ import threading
 import time
 
 HERE = pathlib.Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / 'disk'))
+sys.path[:0] = [str(HERE.parent), str(HERE.parent / 'disk')]
 
+import child  # noqa: E402
 from disk import Failure, Guest, arguments, image, run_tests  # noqa: E402
 
 TAP_HOST, TAP_GUEST = '10.77.0.1', '10.77.0.2'
@@ -128,7 +129,7 @@ class Iperf:
     """iperf3 on the host's side; each test connects once."""
 
     def __enter__(self):
-        self.process = subprocess.Popen(['iperf3', '-s', '-p', str(IPERF_PORT)], stdout=subprocess.DEVNULL)
+        self.process = child.popen(['iperf3', '-s', '-p', str(IPERF_PORT)], stdout=subprocess.DEVNULL)
         return self
 
     def __exit__(self, *_):
