@@ -36,6 +36,7 @@ struct control {
 struct command {
 	const char *name;
 	int (*run)(struct control *control, FILE *out, struct error *err);
+	const char *help;
 };
 
 static int run_status(struct control *control, FILE *out, struct error *err)
@@ -131,21 +132,29 @@ static int run_regs(struct control *control, FILE *out, struct error *err)
 }
 
 static const struct command commands[] = {
-	{"status", run_status}, {"pause", run_pause},
-	{"resume", run_resume}, {"powerbutton", run_powerbutton},
-	{"nmi", run_nmi},	{"reset", run_reset},
-	{"stop", run_stop},	{"stats", run_stats},
-	{"regs", run_regs},
+	{"status", run_status, "what the VM is and whether it runs"},
+	{"pause", run_pause, "the VM stands still, its clock too"},
+	{"resume", run_resume, "and goes on"},
+	{"powerbutton", run_powerbutton, "press it: a guest that minds it powers off"},
+	{"nmi", run_nmi, "press the NMI button"},
+	{"reset", run_reset, "press the reset button"},
+	{"stop", run_stop, "end the VM at once"},
+	{"stats", run_stats, "counters"},
+	{"regs", run_regs, "the vCPUs' registers"},
 };
+#define COMMANDS (sizeof(commands) / sizeof(commands[0]))
 
 static int command_run(struct control *control, const char *line, FILE *out, struct error *err)
 {
-	for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++)
+	char names[COMMANDS * 16] = "";
+
+	for (size_t i = 0; i < COMMANDS; i++) {
 		if (strcmp(commands[i].name, line) == 0)
 			return commands[i].run(control, out, err);
-	return error_set(err, EINVAL,
-			 "unknown command; there are: status pause resume powerbutton nmi reset "
-			 "stop stats regs");
+		strncat(names, " ", sizeof(names) - strlen(names) - 1);
+		strncat(names, commands[i].name, sizeof(names) - strlen(names) - 1);
+	}
+	return error_set(err, EINVAL, "unknown command; there are:%s", names);
 }
 
 /* A line of a console's prompt. */
@@ -157,9 +166,9 @@ static void prompt_command(void *arg, const char *line, FILE *out)
 	FILE *answer;
 
 	if (strcmp(line, "help") == 0) {
-		fprintf(out,
-			"status pause resume powerbutton reset stop stats regs: as skepctl(8)'s\n"
-			"^A c or ^D: back to the guest; ^A x: quit\n");
+		for (size_t i = 0; i < COMMANDS; i++)
+			fprintf(out, "%-12s%s\n", commands[i].name, commands[i].help);
+		fprintf(out, "^A c or ^D: back to the guest; ^A x: quit\n");
 		return;
 	}
 	answer = open_memstream(&body, &len);

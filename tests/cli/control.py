@@ -369,9 +369,9 @@ class Terminal(cli.SkepTest):
             self.read_until(output, b'ready for the power button')
             os.write(master, b'\x01c')
             self.read_until(output, b'(skep) ')
-            for command, wanted in (('help', b'powerbutton'), ('pause', b'ok'), ('status', b'state paused'),
+            for command, wanted in (('help', b'nmi  '), ('pause', b'ok'), ('status', b'state paused'),
                                     ('pause', b'paused already'), ('resume', b'ok'), ('regs', b'rip'), ('stats', b'exits'),
-                                    ('nonsense', b'unknown command')):
+                                    ('nonsense', b'unknown command; there are: status pause resume powerbutton nmi reset stop stats regs')):
                 os.write(master, command.encode() + b'\r')
                 self.assertIn(wanted, self.read_until(output, b'\r\n(skep) '), command)
             self.assertEqual(self.skepctl('vm0', 'status').returncode, 0)
