@@ -347,7 +347,7 @@ PARTS = {
                   '"-evp aes-256-gcm" "-evp aes-256-ctr" "-evp chacha20-poly1305" "-evp camellia-128-cbc" rsa1024 rsa2048 '
                   'rsa4096 dsa2048 ecdsap256 ecdsap384 ecdsap521 ecdhx25519 ecdhp256 ed25519 ed448 ghash rand', 400,
                   [('+F', 20)]),
-    'python': Part(python('test_int', 'test_float', 'test_struct', 'test_threading', 'test_subprocess'), 400, *PYTHON),
+    'python': Part(python('test_int', 'test_float', 'test_struct', 'test_threading', 'test_subprocess'), 900, *PYTHON),
     'stress-cpu': Part(STRESS % '--cpu 2 -t 60', 120, *STRESSED),
     'stress-vm': Part(STRESS % '--vm 2 --vm-bytes 128M -t 40', 120, *STRESSED),
     'stress-fork': Part(STRESS % '--fork 2 -t 15', 60, *STRESSED),
