@@ -221,7 +221,22 @@ static size_t put_hpet(struct image *image)
 	return at;
 }
 
-static size_t put_mcfg(struct image *image)
+static uint8_t highest_bus(struct vm *vm)
+{
+	struct pci_address addr = {0, 0, 0};
+	uint8_t bus = 0;
+
+	while (pci_function_search(vm->pci, &addr, -1, -1)) {
+		bus = addr.bus;
+		if (bus == PCI_BUSES - 1)
+			break;
+		addr = (struct pci_address){(uint8_t)(bus + 1), 0, 0};
+	}
+	return bus;
+}
+
+/* Of the buses that are there: Linux would look for a device in each slot of all that are named, with 64 port accesses a bus. */
+static size_t put_mcfg(struct image *image, struct vm *vm)
 {
 	size_t at = table_begin(image, "MCFG", 1);
 
@@ -229,7 +244,7 @@ static size_t put_mcfg(struct image *image)
 	image_u64(image, PCI_ECAM_BASE);
 	image_u16(image, 0); /* segment */
 	image_u8(image, 0);
-	image_u8(image, PCI_BUSES - 1);
+	image_u8(image, highest_bus(vm));
 	image_zeros(image, 4);
 	table_end(image, at);
 	return at;
@@ -286,7 +301,7 @@ void acpi_build(struct vm *vm, struct image *image)
 	tables[n++] = image->gpa + (uint32_t)put_madt(image, vm);
 	tables[n++] = image->gpa + (uint32_t)put_hpet(image);
 	if (vm->pci)
-		tables[n++] = image->gpa + (uint32_t)put_mcfg(image);
+		tables[n++] = image->gpa + (uint32_t)put_mcfg(image, vm);
 	rsdt = put_root(image, "RSDT", tables, n, false);
 	xsdt = put_root(image, "XSDT", tables, n, true);
 	set_rsdp(image, rsdp, image->gpa + (uint32_t)rsdt, image->gpa + (uint32_t)xsdt);

@@ -458,8 +458,11 @@ static void dsdt_follows_the_machine(void **state)
 	assert_non_null(dsdt_find(m, window, sizeof(window)));
 	assert_null(dsdt_find(m, "PC07", 4));
 	tables_machine_add(m, "hostbridge", "7.0.0");
+	compose(m);
+	assert_int_equal(acpi_find(m, "MCFG")[55], 7);
 	tables_machine_add(m, "hostbridge", "255.1.0");
 	compose(m);
+	assert_int_equal(acpi_find(m, "MCFG")[55], 255);
 	assert_non_null(dsdt_find(m, "PC07", 4));
 	assert_non_null(dsdt_find(m, "PCFF", 4));
 	assert_null(dsdt_find(m, "PC08", 4));
@@ -477,7 +480,7 @@ static void acpi_mcfg_and_hpet(void **state)
 	assert_non_null(mcfg);
 	assert_int_equal(le(mcfg + 44, 8), PCI_ECAM_BASE);
 	assert_int_equal(mcfg[54], 0);
-	assert_int_equal(mcfg[55], 255);
+	assert_int_equal(mcfg[55], 0);
 	/* Memory32Fixed of PNP0C02 */
 	assert_non_null(dsdt_find(m, "\x86\x09\x00\x01\x00\x00\x00\xe0\x00\x00\x00\x10", 12));
 	hpet = acpi_find(m, "HPET");
