@@ -99,31 +99,55 @@ static uint64_t active_elements(struct soft_cpu *cpu, const struct insn *insn, u
 	return mask;
 }
 
-/* Page piece `i` of a masked access faulted. False if no active element lies there; else CR2 becomes the first
- * byte of one that does. */
-static bool masked_fault(struct soft_cpu *cpu, unsigned piece)
+/* What a mask lets through of an access. */
+static void find_wanted(struct soft_cpu *cpu, uint32_t desc)
 {
 	struct soft_bounce *b = &cpu->bounce;
-	unsigned from = piece ? b->len[0] : 0, to = from + b->len[piece], n;
-	struct insn insn;
+	unsigned size = desc & MEM_SIZE, n;
 	uint64_t active;
+	struct insn insn;
 
-	if (!insn_again(cpu, &insn) || !insn.mem_element)
-		return true;
-	n = b->size / insn.mem_element;
-	if (n == 0)
-		return true;
+	b->wanted = b->needed = low_bits(size);
+	if (!(desc & MEM_MASKED) || !insn_again(cpu, &insn) || !insn.mem_element)
+		return;
+	n = size / insn.mem_element;
 	active = active_elements(cpu, &insn, n);
-	for (unsigned i = 0; i < n && i < 64; i++) {
-		unsigned first = i * insn.mem_element, end = first + insn.mem_element;
+	for (unsigned i = 0; i < n; i++)
+		if (!(active >> i & 1))
+			b->wanted &= ~(low_bits(insn.mem_element) << i * insn.mem_element);
+	if (insn.encoding == ENC_VEX || insn.suppresses)
+		b->needed = b->wanted;
+}
 
-		if (!(active >> i & 1) || first >= to || end <= from)
-			continue;
-		if (cpu->fault.vector == X86_PF)
-			cpu->fault.cr2 = b->linear + (first < from ? from : first);
-		return true;
-	}
-	return false;
+/* Of such bits the ones for a page piece, counted from its beginning. */
+static uint64_t of_piece(const struct soft_bounce *b, unsigned piece, uint64_t bits)
+{
+	return piece ? bits >> b->len[0] : bits & low_bits(b->len[0]);
+}
+
+/* The next bytes to access in one go from *done on: a part of 8, 4, 2 or 1 of a run of wanted ones. 0: none are left. */
+static unsigned next_part(uint64_t wanted, unsigned *done)
+{
+	unsigned run;
+
+	if (*done >= 64 || !(wanted >> *done))
+		return 0;
+	*done += (unsigned)__builtin_ctzll(wanted >> *done);
+	wanted = ~(wanted >> *done);
+	run = wanted ? (unsigned)__builtin_ctzll(wanted) : 64;
+	return run >= 8 ? 8 : run >= 4 ? 4 : run >= 2 ? 2 : 1;
+}
+
+/* A page piece of the access faulted. False if no byte of it is needed; else CR2 becomes the first that is. */
+static bool piece_fault(struct soft_cpu *cpu, unsigned piece)
+{
+	const struct soft_bounce *b = &cpu->bounce;
+	uint64_t needed = of_piece(b, piece, b->needed);
+
+	if (needed && cpu->fault.vector == X86_PF)
+		cpu->fault.cr2 =
+			b->linear + (piece ? b->len[0] : 0) + (unsigned)__builtin_ctzll(needed);
+	return needed;
 }
 
 /* Where the access goes, in one or two pieces. */
@@ -148,7 +172,7 @@ static enum soft_next bounce_pieces(struct soft_cpu *cpu, uint64_t linear, uint3
 		b->skip[i] = false;
 		b->mmio[i] = false;
 		if (soft_translate_va(cpu, i ? second : linear, access, &b->gpa[i], NULL)) {
-			if (!(desc & MEM_MASKED) || masked_fault(cpu, i))
+			if (piece_fault(cpu, i))
 				return NEXT_FAULT;
 			b->skip[i] = true;
 			continue;
@@ -165,19 +189,13 @@ static enum soft_next bounce_fill(struct soft_cpu *cpu)
 
 	for (unsigned i = 0; i < b->pieces; to += b->len[i], i++) {
 		bool writable;
-		unsigned done = 0;
+		unsigned done = 0, part;
 
-		if (b->skip[i]) {
+		if (b->skip[i] || b->mmio[i])
 			memset(to, 0, b->len[i]);
-			continue;
-		}
-		if (!b->mmio[i]) {
+		else
 			memcpy(to, cpu_ptr(cpu, b->gpa[i], b->len[i], &writable), b->len[i]);
-			continue;
-		}
-		while (done < b->len[i]) {
-			unsigned left = b->len[i] - done;
-			unsigned part = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+		while (b->mmio[i] && (part = next_part(of_piece(b, i, b->wanted), &done)) > 0) {
 			uint64_t value = 0;
 
 			if (mmio_access(cpu, b->gpa[i] + done, part, false, &value))
@@ -210,16 +228,6 @@ static bool canonical_range(uint64_t linear, unsigned size)
 	       (uint64_t)((int64_t)(last << 16) >> 16) == last;
 }
 
-/* No element of the access is wanted: it cannot fault, wherever it goes. */
-static bool masked_out(struct soft_cpu *cpu, uint64_t linear, uint32_t desc)
-{
-	struct soft_bounce *b = &cpu->bounce;
-
-	b->linear = linear;
-	b->size = b->len[0] = desc & MEM_SIZE;
-	return (desc & MEM_MASKED) && !masked_fault(cpu, 0);
-}
-
 uint64_t soft_mem_slow(struct soft_cpu *cpu, uint64_t linear, uint32_t desc)
 {
 	struct soft_bounce *b = &cpu->bounce;
@@ -230,11 +238,10 @@ uint64_t soft_mem_slow(struct soft_cpu *cpu, uint64_t linear, uint32_t desc)
 	cpu->unwind = NEXT_GO;
 	cpu->bounce_active = 0;
 	desc_set_rip(cpu, desc);
-	if ((desc & MEM_ALIGNED) && (linear & ((desc & MEM_SIZE) - 1)) &&
-	    !masked_out(cpu, linear, desc))
+	find_wanted(cpu, desc);
+	if ((desc & MEM_ALIGNED) && (linear & ((desc & MEM_SIZE) - 1)) && b->needed)
 		return leave(cpu, soft_raise_error(cpu, X86_GP, 0));
-	if ((cpu->mode & MODE_CODE64) && !canonical_range(linear, desc & MEM_SIZE) &&
-	    !masked_out(cpu, linear, desc)) {
+	if ((cpu->mode & MODE_CODE64) && !canonical_range(linear, desc & MEM_SIZE) && b->needed) {
 		bool stack = (desc >> MEM_SEG_SHIFT & 7) == X86_SS;
 
 		return leave(cpu, soft_raise_error(cpu, stack ? X86_SS_FAULT : X86_GP, 0));
@@ -286,10 +293,9 @@ static enum soft_next commit_continue(struct soft_cpu *cpu)
 
 	for (; i < b->pieces; i++, done = 0) {
 		const uint8_t *from = b->bytes + (b->linear & 63) + (i ? b->len[0] : 0);
+		unsigned part;
 
-		while (b->mmio[i] && done < b->len[i]) {
-			unsigned left = b->len[i] - done;
-			unsigned part = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+		while (b->mmio[i] && (part = next_part(of_piece(b, i, b->wanted), &done)) > 0) {
 			uint64_t gpa = b->gpa[i] + done, value = 0;
 
 			memcpy(&value, from + done, part);
@@ -310,6 +316,18 @@ static enum soft_next commit_continue(struct soft_cpu *cpu)
 	return NEXT_LEAVE;
 }
 
+/* What a mask leaves out is not touched: another vCPU may be writing it. */
+static void copy_wanted(uint8_t *to, const uint8_t *from, uint64_t wanted, unsigned len)
+{
+	unsigned done = 0, part;
+
+	if (wanted == low_bits(len))
+		memcpy(to, from, len);
+	else
+		for (; (part = next_part(wanted, &done)) > 0; done += part)
+			memcpy(to + done, from + done, part);
+}
+
 static void commit_ram(struct soft_cpu *cpu)
 {
 	struct soft_bounce *b = &cpu->bounce;
@@ -324,7 +342,7 @@ static void commit_ram(struct soft_cpu *cpu)
 		if (!to || !writable)
 			continue;
 		if (!b->direct)
-			memcpy(to, from, b->len[i]);
+			copy_wanted(to, from, of_piece(b, i, b->wanted), b->len[i]);
 		ram_written(cpu, b->gpa[i], b->len[i]);
 	}
 }

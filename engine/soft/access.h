@@ -14,6 +14,8 @@ static inline unsigned operand_alignment(unsigned size)
 
 /* One MMIO access of the instruction at cpu->rip: 0 when answered, or NEXT_EXIT. */
 int mmio_access(struct soft_cpu *cpu, uint64_t gpa, unsigned size, bool write, uint64_t *value);
+/* .. which has set cpu->complete to this. */
+enum soft_next replay_answered(struct soft_cpu *cpu);
 /* RAM was written: dirty bit, invalidation of translated code. */
 void ram_written(struct soft_cpu *cpu, uint64_t gpa, unsigned len);
 /* May [offset, offset + size) of this segment be accessed, in the mode now? Not for 64-bit code. */

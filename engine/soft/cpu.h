@@ -167,6 +167,8 @@ struct soft_bounce {
 	bool write;	/* commit copies it out */
 	bool direct;	/* the access goes to RAM itself, commit only invalidates code there */
 	bool skip[2];	/* a piece that a mask leaves out, and that could not be accessed */
+	/* A bit for each byte of the access: those that no mask leaves out, and those that must be there all the same. */
+	uint64_t wanted, needed;
 	bool exclusive; /* a split or MMIO LOCK: all other vCPUs are stopped until commit */
 	uint64_t gpa[2];
 	uint32_t len[2];
@@ -182,8 +184,11 @@ struct soft_replay {
 		uint8_t size;
 	} read[SOFT_REPLAY_MAX]; /* reads done so far by this instruction, in order */
 	uint8_t count, next;
-	bool waiting; /* the last vm_exit is a read whose value goes to read[count] */
 	uint64_t rip; /* of the instruction; a different one empties the list */
+	/* The instruction alone, as it was when the device was asked: it ends with that answer, whatever has become of its
+	 * bytes and its page since. NULL: none; void when the cache was flushed after `flushes`. */
+	struct soft_block *block;
+	uint64_t flushes;
 };
 
 struct soft_cpu {
@@ -400,7 +405,7 @@ int soft_linear(struct soft_cpu *cpu, enum x86_segreg seg, uint64_t offset, unsi
 
 /* Translated code's accesses that miss the TLB. */
 #define MEM_SIZE 0x0000007fu   /* bytes, 1 to 64 */
-#define MEM_MASKED 0x00000080u /* elements that a mask leaves out do not fault */
+#define MEM_MASKED 0x00000080u /* a mask leaves elements out: the instruction says which */
 #define MEM_WRITE 0x00000100u
 #define MEM_READ 0x00000200u /* with MEM_WRITE: read-modify-write */
 #define MEM_LOCK 0x00000400u

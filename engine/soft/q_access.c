@@ -36,7 +36,7 @@ static inline void copy_bytes(void *to, const void *from, unsigned n)
 
 /* ---- MMIO --------------------------------------------------------------------------------------------- */
 
-static enum soft_next replay_answered(struct soft_cpu *cpu)
+enum soft_next replay_answered(struct soft_cpu *cpu)
 {
 	struct soft_replay *r = &cpu->replay;
 

@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "engine/soft/access.h"
 #include "engine/soft/decode.h"
 #include "engine/soft/dispatch.h"
 #include "vmm/vm.h"
@@ -119,10 +120,41 @@ static enum soft_next run_block_get(struct soft_cpu *cpu, struct soft_block **bl
 	return translate_block(cpu, &key, gpa2, limit_left, block);
 }
 
+/* The block that an instruction goes on with when a device has answered it. */
+static struct soft_block *replay_block(struct soft_cpu *cpu)
+{
+	struct soft_replay *r = &cpu->replay;
+
+	if (r->rip != cpu->rip || r->flushes != atomic_load(&cpu->svm->n_flushes))
+		return NULL;
+	return r->block;
+}
+
+/* A device is about to be asked: whatever could keep the instruction from coming again with the answer does so now. */
+static enum soft_next replay_hold(struct soft_cpu *cpu)
+{
+	struct soft_replay *r = &cpu->replay;
+	uint32_t mode = cpu->mode;
+	enum soft_next next;
+
+	if (replay_block(cpu))
+		return NEXT_EXIT;
+	cpu->mode |= MODE_SHADOW;
+	next = run_block_get(cpu, &r->block);
+	cpu->mode = mode;
+	if (next == NEXT_GO) {
+		r->flushes = atomic_load(&cpu->svm->n_flushes);
+		return NEXT_EXIT;
+	}
+	r->block = NULL;
+	cpu->complete = NULL;
+	return next;
+}
+
 enum soft_next soft_run(struct soft_cpu *cpu)
 {
-	struct soft_block *block = NULL;
-	enum soft_next next = run_block_get(cpu, &block);
+	struct soft_block *block = cpu->replay.count ? replay_block(cpu) : NULL;
+	enum soft_next next = block ? NEXT_GO : run_block_get(cpu, &block);
 
 	if (next != NEXT_GO) {
 		/* Nothing was executed: no single step. */
@@ -135,5 +167,6 @@ enum soft_next soft_run(struct soft_cpu *cpu)
 		cpu->shadow_sti = cpu->shadow_mov_ss = false;
 		cpu->mode &= ~MODE_SHADOW;
 	}
-	return soft_enter(cpu, cpu->svm->code_rx + block->code);
+	next = soft_enter(cpu, cpu->svm->code_rx + block->code);
+	return next == NEXT_EXIT && cpu->complete == replay_answered ? replay_hold(cpu) : next;
 }

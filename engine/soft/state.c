@@ -5,6 +5,7 @@
 
 #include "engine/soft/lapic.h"
 #include "engine/soft/soft.h"
+#include "engine/soft/tlb.h"
 
 static void events_from_cpu(const struct soft_cpu *cpu, struct x86_events *e)
 {
@@ -120,7 +121,7 @@ int state_to_cpu(struct soft_cpu *cpu, const struct x86_state *s)
 		cpu->fault.cr2 = cpu->fault.dr6 = s->events.exception_payload;
 	}
 	cpu->complete = NULL;
-	cpu->replay.count = cpu->replay.next = 0;
+	soft_replay_clear(cpu);
 	load_xsave(cpu, s);
 	lapic_load(cpu, s->lapic);
 	lapic_set_tpr(cpu, (uint8_t)(s->cr8 << 4));

@@ -14,10 +14,15 @@ static unsigned rip_width(const struct translation *t)
 	return t->mode & MODE_CODE64 ? 8 : 4;
 }
 
-void emit_rip(struct translation *t, uint8_t dst, int32_t offset)
+void emit_rip(struct translation *t, uint8_t dst, int64_t offset)
 {
+	int64_t near = offset > INT32_MAX ? INT32_MAX : offset < INT32_MIN ? INT32_MIN : offset;
+
 	emit_load(&t->e, 8, dst, CPU(page_rip));
-	emit_lea(&t->e, rip_width(t), dst, hmem(dst, offset));
+	emit_lea(&t->e, rip_width(t), dst, hmem(dst, (int32_t)near));
+	if (offset !=
+	    near) /* by a page and a bit, as a branch of 32 bits is from where it is in its page */
+		emit_lea(&t->e, rip_width(t), dst, hmem(dst, (int32_t)(offset - near)));
 }
 
 #define TLB_DISP(member) ((int32_t)offsetof(struct soft_tlb, member) - SOFT_TLB_BIAS)
@@ -55,7 +60,7 @@ static void align_rel32(struct translation *t, unsigned opcode_len)
 	emit_bytes(&t->e, nops[pad], pad);
 }
 
-static void exit_add(struct translation *t, uint32_t place, int32_t target, bool plain)
+static void exit_add(struct translation *t, uint32_t place, int64_t target, bool plain)
 {
 	if (t->nexits == BLOCK_LINKS_MAX) {
 		t->e.overflow = true;
@@ -64,15 +69,17 @@ static void exit_add(struct translation *t, uint32_t place, int32_t target, bool
 	t->exits[t->nexits++] = (struct exit_site){.jump = place, .target = target, .plain = plain};
 }
 
-/* In 64-bit code from any page to any other; else RIP might wrap round on the way. */
-static bool exit_linkable(const struct translation *t, int32_t target)
+/* In 64-bit code from any page to any other that page_rip can move to and back; else RIP might wrap round on the way. */
+static bool exit_linkable(const struct translation *t, int64_t target)
 {
 	if (t->mode & ONE_INSN)
 		return false;
-	return (t->mode & MODE_CODE64) || ((t->mode & MODE_FLAT) && target >= 0 && target < PAGE);
+	if (t->mode & MODE_CODE64)
+		return target > INT32_MIN + PAGE && target < INT32_MAX - PAGE;
+	return (t->mode & MODE_FLAT) && target >= 0 && target < PAGE;
 }
 
-void emit_goto(struct translation *t, int32_t target)
+void emit_goto(struct translation *t, int64_t target)
 {
 	if (!exit_linkable(t, target)) {
 		emit_rip(t, H_RCX, target);
@@ -84,16 +91,16 @@ void emit_goto(struct translation *t, int32_t target)
 }
 
 /* A conditional jump is the last but one thing that a block may leave by; room for the end must stay. */
-static void emit_goto_if(struct translation *t, unsigned cc, int32_t target)
+static void emit_goto_if(struct translation *t, unsigned cc, int64_t target)
 {
 	align_rel32(t, 2);
 	exit_add(t, emit_jcc(&t->e, cc), target, false);
 }
 
 /* Target of a relative branch, as a page offset; 16-bit ones wrap and are not done by offset. */
-static int32_t branch_target(const struct translation *t, const struct insn *insn)
+static int64_t branch_target(const struct translation *t, const struct insn *insn)
 {
-	return (int32_t)t->offset + insn->len + (int32_t)insn->imm[0];
+	return (int64_t)t->offset + insn->len + (int32_t)insn->imm[0];
 }
 
 /* RCX = target of a 16-bit relative branch. */
@@ -499,7 +506,7 @@ void emit_exit_part(struct translation *t, const struct exit_site *site, struct 
 		emit_indirect(t);
 		return;
 	}
-	link->target = site->target;
+	link->target = (int32_t)site->target;
 	link->plain = site->plain;
 	link->far = site->target < 0 || site->target >= PAGE;
 	link->tries = 1;

@@ -264,8 +264,10 @@ static unsigned access_alignment(const struct translation *t, const struct insn 
 {
 	if (t->svm->intel || (size & (size - 1)))
 		return operand_alignment(size);
-	if (flags & MEM_MASKED)
-		return insn->encoding == ENC_EVEX ? insn->mem_element : 1;
+	if ((flags & MEM_MASKED) && insn->encoding == ENC_VEX)
+		return 1;
+	if ((flags & MEM_MASKED) && insn->suppresses)
+		return insn->mem_element;
 	return size < 16 ? size : 16;
 }
 

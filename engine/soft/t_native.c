@@ -330,7 +330,7 @@ static bool needs_alignment(const struct soft_vm *svm, const struct insn *insn)
 	}
 }
 
-/* Elements whose mask bit is clear are not accessed, and do not fault. */
+/* Elements whose mask bit is clear are not accessed; of stores, not written, though some look at the whole operand. */
 static bool masked_access(const struct insn *insn)
 {
 	switch (insn->op) {
@@ -340,7 +340,8 @@ static bool masked_access(const struct insn *insn)
 	case ZYDIS_MNEMONIC_VPMASKMOVQ:
 		return true;
 	default:
-		return insn->encoding == ENC_EVEX && insn->mask_reg && insn->suppresses;
+		return insn->encoding == ENC_EVEX && insn->mask_reg &&
+		       (insn->suppresses || insn->mem_write);
 	}
 }
 
@@ -354,9 +355,9 @@ static uint32_t access_flags(const struct soft_vm *svm, const struct insn *insn)
 		flags |= MEM_WRITE;
 	if (insn->lock || (insn->op == ZYDIS_MNEMONIC_XCHG && insn->mem_write))
 		flags |= MEM_LOCK;
-	/* A masked store leaves bytes as they are, and so does an x87 store that has an exception to tell. */
-	if (insn->mem_write && native_is_vector(insn) &&
-	    (insn->encoding != ENC_LEGACY || insn->map == 0))
+	/* An x87 store that has an exception to tell leaves bytes as they are. */
+	if (insn->mem_write && native_is_vector(insn) && insn->encoding == ENC_LEGACY &&
+	    insn->map == 0)
 		flags |= MEM_READ;
 	if (masked_access(insn))
 		flags |= MEM_MASKED;

@@ -108,6 +108,7 @@ uint64_t tlb_jumps_resident(const struct soft_cpu *cpu);
 static inline void soft_replay_clear(struct soft_cpu *cpu)
 {
 	cpu->replay.count = cpu->replay.next = 0;
+	cpu->replay.block = NULL;
 }
 
 #endif

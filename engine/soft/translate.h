@@ -55,7 +55,7 @@ struct body {
 	uint8_t reg;	  /* PUSH_REG: host register */
 	uint64_t imm; /* PUSH_IMM: value; PUSH_SLOT: its displacement from RSP; CALL: next offset */
 	bool indirect;	/* CALL: the target is in scratch[2] */
-	int32_t target; /* CALL: else its page offset */
+	int64_t target; /* CALL: else its page offset */
 };
 
 /* A TLB miss: jumped to from `from`; afterwards `back`. */
@@ -131,7 +131,7 @@ struct probe {
 
 struct exit_site {
 	uint32_t jump;	/* rel32 place */
-	int32_t target; /* page offset */
+	int64_t target; /* page offset */
 	bool plain;	/* to a block with MODE_PLAIN */
 };
 
@@ -223,10 +223,10 @@ bool emit_flow(struct translation *t, const struct insn *insn);
 /* The condition of Jcc from its opcode, 16 if it is none. */
 unsigned jcc_condition(const struct insn *insn);
 /* Goes on at a page offset or, outside the page, by the jump cache. */
-void emit_goto(struct translation *t, int32_t target);
+void emit_goto(struct translation *t, int64_t target);
 /* RCX holds a RIP: go there. */
 void emit_indirect(struct translation *t);
-void emit_rip(struct translation *t, uint8_t dst, int32_t offset);
+void emit_rip(struct translation *t, uint8_t dst, int64_t offset);
 void emit_cold_parts(struct translation *t);
 /* The way out for one exit site; fills the link in if the target is of this page. */
 void emit_exit_part(struct translation *t, const struct exit_site *site, struct block_link *link);

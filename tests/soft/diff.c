@@ -825,8 +825,12 @@ static void aim(struct harness *h)
 /* The code page is full of INT3: wherever a branch lands in it but in itself, the case ends there. */
 static uint64_t branch_target(struct harness *h)
 {
-	uint64_t base = segment_base(h, X86_CS);
+	uint64_t base = segment_base(h, X86_CS), next = h->start.rip + h->insn.len;
 
+	/* As far as 32 bits reach, and a page less: nothing is there. */
+	if (h->start.kind == KIND_64 && h->insn.imm_size[0] == 4 && below(h, 20) == 0)
+		return below(h, 2) ? next + INT32_MAX - below(h, 0x1800)
+				   : next + (uint64_t)INT32_MIN + below(h, 0x1800);
 	switch (below(h, 10)) {
 	case 0: /* cannot be executed */
 		return DATA + below(h, 0x1000) - base;
