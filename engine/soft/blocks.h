@@ -19,8 +19,14 @@ struct soft_cache {
 	_Atomic uint32_t nblocks;
 };
 
+/* What a dead block's `cross` entry begins with: jmp to the seven bytes before it. */
+#define BLOCK_BURIED_JMP 7
+#define BLOCK_BURIED ((uint16_t)(0xeb | (uint8_t)(-2 - BLOCK_BURIED_JMP) << 8))
+
 unsigned block_hash(const struct block_key *key);
 /* The list that holds the nodes of this page (and of others). */
 struct page_node **page_nodes(struct soft_vm *svm, uint64_t gpa);
+/* Writes to the block's bytes will be looked at. */
+void code_map_add(struct soft_vm *svm, const struct soft_block *block);
 
 #endif

@@ -136,6 +136,7 @@ void block_insert(struct soft_vm *svm, struct soft_block *block)
 	page_node_add(svm, block, &block->page[0], block->key.gpa);
 	if (block->gpa2 != ~0ull)
 		page_node_add(svm, block, &block->page[1], block->gpa2);
+	code_map_add(svm, block);
 	cache->code_used = (block->start + block->code_len + 15) & ~15u;
 	cache->blocks[n] = block;
 	atomic_store(&cache->nblocks, n + 1);
@@ -153,6 +154,7 @@ void cache_flush(struct soft_cpu *self)
 	soft_lock_acquire(&svm->lock);
 	memset(cache->hash, 0, sizeof(cache->hash));
 	memset(cache->pages, 0, sizeof(cache->pages));
+	madvise(svm->code_map, svm->page_attr_size * sizeof(*svm->code_map), MADV_DONTNEED);
 	cache->far_used = 0;
 	cache->code_used = 0;
 	cache->meta_used = 0;

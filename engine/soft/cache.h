@@ -48,12 +48,15 @@ struct block_link {
 	uint32_t unlinked;	      /* code offset of the exit it jumps to when not linked */
 	int32_t target;		      /* page offset of the target; beyond the page if far */
 	uint8_t tries; /* so many times by the jump cache, but the last: then dispatch tries to link it */
-	/* Far: to another page. It is taken while soft_tlb.far[far_entry] says that the page is still what it was; the
-	 * number, 1 to 4095, tells it from others that have the same entry, and is 0 if it cannot be linked. */
+	/* Far: to another page, or to an instruction that may reach over the edge of its own. It is taken while
+	 * soft_tlb.far[far_entry] says that the pages are still what they were; the number, 1 to 4095, tells it from
+	 * others that have the same entry, and is 0 if it cannot be linked. */
 	bool far;
 	bool plain; /* to a block with MODE_PLAIN */
 	uint16_t far_number;
 	uint32_t far_entry;
+	const struct soft_block
+		*was; /* what it led to last: far entries speak of that block's pages */
 };
 
 _Static_assert(offsetof(struct block_link, target) == 32, "entry.S");
@@ -100,6 +103,8 @@ struct soft_vm {
 	_Atomic uint32_t exclusive; /* 1: a vCPU runs alone, see exclusive_begin() */
 	_Atomic uint8_t *page_attr; /* a byte a page of RAM: tlb.h */
 	uint64_t page_attr_size;
+	uint64_t *
+		code_map; /* of each page of RAM, a bit for 64 bytes that a block has code in; under `lock` */
 	unsigned maxphyaddr;		 /* as CPUID shows */
 	struct soft_trace *trace;	 /* soft.trace=FILE, or NULL */
 	struct soft_profile *profile;	 /* profile.h, or NULL */
@@ -149,8 +154,8 @@ void block_link(struct soft_vm *svm, struct block_link *link, struct soft_block 
 /* Any thread: is there translated code on this guest page? (then writes need invalidation). No lock. */
 bool cache_page_has_code(struct soft_vm *svm, uint64_t gpa);
 /* The guest bytes [gpa, gpa+len) were written: blocks with code there become invalid, incoming jumps are
- * unlinked, and every vCPU forgets them in its jump cache before its next block that it enters by
- * dispatch (others at their next safepoint). Takes svm->lock. */
+ * unlinked, and their `cross` entries lead to dispatch, so that the jump caches need not be searched for them.
+ * Takes svm->lock. */
 void cache_invalidate(struct soft_vm *svm, uint64_t gpa, uint64_t len);
 /* Throws all blocks away, with all vCPUs but `self` at a safepoint. Not under svm->lock. C that was called from
  * translated code and finds that svm->n_flushes changed must not go back there (NEXT_LEAVE). */

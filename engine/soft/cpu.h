@@ -62,8 +62,10 @@ struct vm_exit;
 #define TLB_ENTRIES (1u << TLB_BITS) /* direct-mapped by linear address bits 25:12 */
 /* Rotated right by so much the index is at the top, and RSP's low six bits bring it down. */
 #define TLB_ROTATE (12 + TLB_BITS)
-#define JUMP_ROTATE (2 + TLB_BITS)
-#define FAR_ENTRIES 16384
+/* Entries of the jump cache: as many as 16 bits of a RIP tell apart, which MOVZX takes in one instruction. */
+#define JUMP_ENTRIES (1u << 16)
+#define JUMP_ROTATE 2
+#define FAR_ENTRIES (1u << 17)
 
 /* Where a RIP leads. */
 struct soft_jump {
@@ -85,12 +87,12 @@ struct soft_tlb {
 	uint64_t rtag[TLB_ENTRIES];
 	uint64_t wtag[TLB_ENTRIES];
 	uint64_t addend[TLB_ENTRIES]; /* host address - linear address */
-	struct soft_jump jump[TLB_ENTRIES];
+	struct soft_jump jump[JUMP_ENTRIES];
 	uint64_t far[FAR_ENTRIES];
 };
 /* Entry 0 of a zeroed table would match page 0, the last one an access that wraps round; the others are
  * empty when zero. */
-#define JUMP_INDEX(rip) ((rip) >> 2 & (TLB_ENTRIES - 1))
+#define JUMP_INDEX(rip) ((rip) >> JUMP_ROTATE & (JUMP_ENTRIES - 1))
 #define JUMP_EMPTY(i) ((i) == 0 ? (uint64_t)-4 : 0) /* no RIP with index 0 matches -4 */
 #define TLB_EMPTY(i) ((i) == 0 || (i) == TLB_ENTRIES - 1 ? (uint64_t) - (0x800ull << 12) : 0)
 
@@ -298,7 +300,7 @@ static inline uint64_t soft_rflags(const struct soft_cpu *cpu)
 #define REQ_NMI 0x04u
 #define REQ_INIT 0x08u
 #define REQ_SIPI 0x10u /* vector in lapic */
-#define REQ_TLB 0x20u  /* blocks are gone: the jump caches go too */
+#define REQ_TLB 0x20u  /* the jump caches are to be emptied: block_link() */
 #define REQ_TIMER 0x40u
 #define REQ_SAFEPOINT 0x80u /* another vCPU waits for this one to step out: cache.c */
 

@@ -21,7 +21,7 @@
 #define RSP_BIAS 14
 #define TLB_BIAS 12
 #define TLB_JUMP 0x60000 /* struct soft_tlb's jump[]: tag, code */
-#define JUMP_ROTATE 16
+#define JUMP_ROTATE 2
 #define LINK_TARGET 32	 /* struct block_link */
 #define LINK_TRIES 36
 #define FRAME 64 /* C runs with RSP = cpu - 64: aligned, clear of the return address */
@@ -161,7 +161,7 @@ soft_stub_exit:
 	jrcxz	2f
 	mov	%cl, LINK_TRIES(%r10)
 	rorx	$JUMP_ROTATE, %rax, %r10
-	shrx	%rsp, %r10, %r10
+	movzwl	%r10w, %r10d
 	lea	(%r10,%r10), %r10
 	mov	TLB_JUMP-TLB_BIAS(%r15,%r10,8), %rcx
 	lea	(%rcx,%rax), %rcx

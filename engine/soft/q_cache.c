@@ -47,6 +47,33 @@ bool cache_page_watched(struct soft_vm *svm, uint64_t gpa)
 	return !attr || (atomic_load(attr) & (PAGE_CODE | PAGE_WRITTEN)) == PAGE_CODE;
 }
 
+/* Where the attributes of that page of RAM are. */
+static uint64_t *code_map(struct soft_vm *svm, uint64_t gpa)
+{
+	_Atomic uint8_t *attr = page_attr(svm, gpa);
+
+	return attr ? &svm->code_map[attr - svm->page_attr] : NULL;
+}
+
+/* The bits of [gpa, gpa+len), which is within one page and not empty. */
+static uint64_t code_bits(uint64_t gpa, uint64_t len)
+{
+	unsigned first = (gpa & PAGE_LOW) / 64, last = ((gpa & PAGE_LOW) + len - 1) / 64;
+
+	return ~0ull << first & ~0ull >> (63 - last);
+}
+
+void code_map_add(struct soft_vm *svm, const struct soft_block *block)
+{
+	uint64_t left = 4096 - (block->key.gpa & PAGE_LOW), *map = code_map(svm, block->key.gpa);
+
+	if (map)
+		*map |= code_bits(block->key.gpa, block->len < left ? block->len : left);
+	map = block->gpa2 == ~0ull ? NULL : code_map(svm, block->gpa2);
+	if (map && block->len > left)
+		*map |= code_bits(block->gpa2, block->len - left);
+}
+
 /* ---- links -------------------------------------------------------------------------------------------- */
 
 /* The rel32 is aligned, so vCPUs that fetch it see the old or the new one. */
@@ -56,9 +83,16 @@ static void patch_rel32(struct soft_vm *svm, uint32_t place, uint32_t target)
 			 __ATOMIC_RELEASE);
 }
 
+static void jumps_void(struct soft_vm *svm);
+
 void block_link(struct soft_vm *svm, struct block_link *link, struct soft_block *to)
 {
+	/* Nobody may take it on the word of an entry that speaks of other pages. */
+	if (link->far && link->was &&
+	    (link->was->key.gpa != to->key.gpa || link->was->gpa2 != to->gpa2))
+		jumps_void(svm);
 	link->to = to;
+	link->was = to;
 	link->next_in = to->in;
 	to->in = link;
 	patch_rel32(svm, link->patch, to->local);
@@ -122,9 +156,19 @@ static void hash_remove(struct soft_vm *svm, struct soft_block *block)
 		atomic_store(p, atomic_load(&block->hash_next));
 }
 
+/* Who enters it by a jump cache leaves at once: a short jump to the last part of the way out (emit_head). A block of one
+ * instruction is in no jump cache, and who enters it has to execute that. */
+static void block_bury(struct soft_vm *svm, const struct soft_block *block)
+{
+	if (!(block->key.mode & (MODE_STEP | MODE_SHADOW)))
+		__atomic_store_n((uint16_t *)(void *)(svm->code_rw + block->code), BLOCK_BURIED,
+				 __ATOMIC_RELEASE);
+}
+
 static void block_kill(struct soft_vm *svm, struct soft_block *block)
 {
 	atomic_store(&block->valid, false);
+	block_bury(svm, block);
 	hash_remove(svm, block);
 	block_unlink_in(svm, block);
 	block_unlink_out(block);
@@ -150,14 +194,17 @@ static bool block_overlaps(const struct soft_block *b, uint64_t gpa, uint64_t le
 	return gpa < end && gpa + len > b->key.gpa;
 }
 
-/* Kills the blocks with code in [gpa, gpa+len), which is within one page. True if some went; *left: others with
- * code on the page stay. */
-static bool page_invalidate(struct soft_vm *svm, uint64_t gpa, uint64_t len, bool *left)
+/* Kills the blocks with code in [gpa, gpa+len), which is within one page. False: there are none on the page any more. */
+static bool page_invalidate(struct soft_vm *svm, uint64_t gpa, uint64_t len)
 {
 	struct page_node **p = page_nodes(svm, gpa);
-	bool killed = false;
+	uint64_t *map = code_map(svm, gpa);
+	bool left = false;
 
-	*left = false;
+	if (map && *map && !(*map & code_bits(gpa, len)))
+		return true;
+	if (map)
+		*map = 0;
 	while (*p) {
 		struct page_node *node = *p;
 		struct soft_block *b = node->block;
@@ -169,18 +216,19 @@ static bool page_invalidate(struct soft_vm *svm, uint64_t gpa, uint64_t len, boo
 		if (node->page == gpa >> 12 && block_overlaps(b, gpa, len)) {
 			block_kill(svm, b);
 			*p = node->next;
-			killed = true;
 			continue;
 		}
-		if (node->page == gpa >> 12)
-			*left = true;
+		if (node->page == gpa >> 12) {
+			left = true;
+			code_map_add(svm, b);
+		}
 		p = &node->next;
 	}
-	return killed;
+	return left;
 }
 
-/* Jump caches may lead to blocks that are gone, and so may far links: each vCPU clears its own before it goes on. Under
- * svm->lock, for no far link may lead elsewhere before they know. */
+/* Each vCPU empties its jump caches and `far` before it goes on: no block's first instruction is executed before. Under
+ * svm->lock, for the far link that is the reason may not lead elsewhere before they know. */
 static void jumps_void(struct soft_vm *svm)
 {
 	for (unsigned i = 0; i < svm->ncpus; i++)
@@ -194,15 +242,12 @@ void cache_invalidate(struct soft_vm *svm, uint64_t gpa, uint64_t len)
 
 	while (gpa < end) {
 		uint64_t part = 4096 - (gpa & PAGE_LOW);
-		bool left;
 
 		if (part > end - gpa)
 			part = end - gpa;
 		if (cache_page_has_code(svm, gpa)) {
 			soft_lock_acquire(&svm->lock);
-			if (page_invalidate(svm, gpa, part, &left))
-				jumps_void(svm);
-			if (!left)
+			if (!page_invalidate(svm, gpa, part))
 				atomic_fetch_and(page_attr(svm, gpa), (uint8_t)~PAGE_CODE);
 			soft_lock_release(&svm->lock);
 		}

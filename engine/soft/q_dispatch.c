@@ -74,7 +74,8 @@ static bool may_link(const struct block_link *link, const struct soft_block *to)
 {
 	const struct block_key *from = &link->from->key;
 
-	if (to->gpa2 != ~0ull || (from->mode & ~MODE_PLAIN) != (to->key.mode & ~MODE_PLAIN) ||
+	if ((to->gpa2 != ~0ull && !link->far) ||
+	    (from->mode & ~MODE_PLAIN) != (to->key.mode & ~MODE_PLAIN) ||
 	    link->plain != !!(to->key.mode & MODE_PLAIN) ||
 	    (to->key.gpa & PAGE_MASK) != ((uint64_t)(int64_t)link->target & PAGE_MASK))
 		return false;

@@ -322,22 +322,18 @@ static void bit_set(uint64_t *bits, uint64_t n)
 	bits[n / 64] |= 1ull << (n & 63);
 }
 
-static void bit_clear(uint64_t *bits, uint64_t n)
-{
-	bits[n / 64] &= ~(1ull << (n & 63));
-}
-
 static bool bit_test(const uint64_t *bits, uint64_t n)
 {
 	return bits[n / 64] >> (n & 63) & 1;
 }
 
-/* The first entry of the first group of 64 whose bit is set. */
-static bool group_next(const uint64_t *groups, unsigned *first)
+/* The next group whose bit is set, from *group on; the bit is cleared. */
+static bool group_next(uint64_t *groups, unsigned words, unsigned *group)
 {
-	for (unsigned w = 0; w < TLB_WORDS; w++) {
+	for (unsigned w = *group / 64; w < words; w++) {
 		if (groups[w]) {
-			*first = (w * 64 + (unsigned)__builtin_ctzll(groups[w])) * 64;
+			*group = w * 64 + (unsigned)__builtin_ctzll(groups[w]);
+			groups[w] &= groups[w] - 1;
 			return true;
 		}
 	}
@@ -382,7 +378,7 @@ static void tlb_put(struct soft_cpu *cpu, enum tlb_kind kind, uint64_t linear, u
 	tlb->rtag[i] = -page;
 	if (write)
 		tlb->wtag[i] = -page;
-	bit_set(slot->touched[kind], i / 64);
+	bit_set(slot->touched[kind], i / TLB_GROUP);
 	slot_note_large(slot, linear, from->size);
 	if (kind != TLB_USER && !from->global)
 		slot_note_local(slot, kind, i);
@@ -505,7 +501,7 @@ void soft_jump_cache_put(struct soft_cpu *cpu, uint64_t rip, struct soft_block *
 	unsigned i = JUMP_INDEX(rip);
 
 	tlb->jump[i] = (struct soft_jump){.tag = -rip, .code = cpu->svm->code_rx + block->code};
-	bit_set(slot->jtouched[cpu->slots->kind], i / 64);
+	bit_set(slot->jtouched[cpu->slots->kind], i / JUMP_GROUP);
 	cpu->slots->known[KNOWN_INDEX(rip)] = (struct known_jump){
 		.rip = rip, .epoch = slot->epoch[cpu->slots->kind], .block = block};
 }
@@ -514,37 +510,32 @@ struct soft_block *soft_jump_known(struct soft_cpu *cpu, uint64_t rip)
 {
 	const struct known_jump *k = &cpu->slots->known[KNOWN_INDEX(rip)];
 
-	return k->rip == rip && k->epoch == slot_now(cpu)->epoch[cpu->slots->kind] ? k->block
-										   : NULL;
+	if (k->rip != rip || k->epoch != slot_now(cpu)->epoch[cpu->slots->kind])
+		return NULL;
+	return atomic_load(&k->block->valid) ? k->block : NULL;
 }
 
 void soft_far_put(struct soft_cpu *cpu, uint32_t entry, uint32_t number)
 {
 	cpu->tlb->far[entry] = -cpu->page_rip - number;
-	slot_now(cpu)->ftouched[cpu->slots->kind] |= 1ull << (entry / FAR_GROUP);
+	bit_set(slot_now(cpu)->ftouched[cpu->slots->kind], entry / FAR_GROUP);
 }
 
 static void jumps_flush(struct soft_slot *slot, enum tlb_kind kind)
 {
 	struct soft_tlb *tlb = slot->tlb[kind];
 
-	for (unsigned first; group_next(slot->jtouched[kind], &first);) {
-		for (unsigned i = first; i < first + 64; i++)
+	for (unsigned g = 0; group_next(slot->jtouched[kind], JUMP_WORDS, &g);)
+		for (unsigned i = g * JUMP_GROUP; i < (g + 1) * JUMP_GROUP; i++)
 			tlb->jump[i].tag = JUMP_EMPTY(i);
-		bit_clear(slot->jtouched[kind], first / 64);
-	}
 	slot->epoch[kind] += KNOWN_EPOCHS;
 }
 
 static void far_flush(struct soft_slot *slot, enum tlb_kind kind)
 {
-	for (uint64_t bits = slot->ftouched[kind]; bits; bits &= bits - 1) {
-		unsigned first = (unsigned)__builtin_ctzll(bits) * FAR_GROUP;
-
-		for (unsigned i = first; i < first + FAR_GROUP; i++)
+	for (unsigned g = 0; group_next(slot->ftouched[kind], FAR_WORDS, &g);)
+		for (unsigned i = g * FAR_GROUP; i < (g + 1) * FAR_GROUP; i++)
 			slot->tlb[kind]->far[i] = 0;
-	}
-	slot->ftouched[kind] = 0;
 }
 
 /* Whatever leads to code; `fetch` may stay. */
@@ -572,11 +563,9 @@ static void tags_flush(struct soft_slot *slot, enum tlb_kind kind)
 {
 	struct soft_tlb *tlb = slot->tlb[kind];
 
-	for (unsigned first; group_next(slot->touched[kind], &first);) {
-		for (unsigned i = first; i < first + 64; i++)
+	for (unsigned g = 0; group_next(slot->touched[kind], TLB_WORDS, &g);)
+		for (unsigned i = g * TLB_GROUP; i < (g + 1) * TLB_GROUP; i++)
 			tlb->rtag[i] = tlb->wtag[i] = TLB_EMPTY(i);
-		bit_clear(slot->touched[kind], first / 64);
-	}
 	slot->local[kind].n = 0;
 }
 
@@ -633,8 +622,8 @@ static void slot_drop_large(struct soft_slot *slot, uint64_t first)
 		struct soft_tlb *tlb = slot->tlb[kind];
 
 		for (unsigned i = from; i < from + LARGE_PAGE / 4096; i++) {
-			if (!bit_test(slot->touched[kind], i / 64))
-				i |= 63;
+			if (!bit_test(slot->touched[kind], i / TLB_GROUP))
+				i |= TLB_GROUP - 1;
 			else if ((-tlb->rtag[i] & ~(LARGE_PAGE - 1)) == first)
 				tlb->rtag[i] = tlb->wtag[i] = TLB_EMPTY(i);
 		}
@@ -692,10 +681,10 @@ void tlb_drop_writes(struct soft_cpu *cpu, const uint8_t *hva_page)
 		for (unsigned kind = 0; slot->used && kind < TLB_KINDS; kind++) {
 			struct soft_tlb *tlb = slot->tlb[kind];
 
-			for (unsigned g = 0; g < TLB_ENTRIES / 64; g++) {
+			for (unsigned g = 0; g < TLB_ENTRIES / TLB_GROUP; g++) {
 				if (!bit_test(slot->touched[kind], g))
 					continue;
-				for (unsigned i = g * 64; i < g * 64 + 64; i++)
+				for (unsigned i = g * TLB_GROUP; i < (g + 1) * TLB_GROUP; i++)
 					if (tlb->wtag[i] == tlb->rtag[i] &&
 					    tlb->addend[i] - tlb->wtag[i] == (uintptr_t)hva_page)
 						tlb->wtag[i] = TLB_EMPTY(i);

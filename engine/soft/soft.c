@@ -79,6 +79,8 @@ static void soft_vm_destroy(struct vm *vm)
 	profile_close(svm->profile);
 	if (svm->page_attr)
 		munmap((void *)svm->page_attr, svm->page_attr_size);
+	if (svm->code_map)
+		munmap(svm->code_map, svm->page_attr_size * sizeof(*svm->code_map));
 	free(svm->translation);
 	free(svm);
 	vm->engine_data = NULL;
@@ -130,21 +132,27 @@ static int soft_cpuid_supported(struct vm *vm, struct cpuid_table *table, uint64
 	return 0;
 }
 
-/* Regions are found in vm->memory; here only the attribute bytes are made. */
+static void *reserve(uint64_t size)
+{
+	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	return p == MAP_FAILED ? NULL : p;
+}
+
+/* Regions are found in vm->memory; here only what is kept about each page is made. */
 static int soft_memory_map(struct vm *vm, const struct memory_region *region, struct error *err)
 {
 	struct soft_vm *svm = soft_vm_of(vm);
-	void *p;
 
 	(void)region;
 	if (svm->page_attr)
 		return 0;
 	svm->page_attr_size = (vm->memory.low + vm->memory.high) / PAGE_SIZE;
-	p = mmap(NULL, svm->page_attr_size, PROT_READ | PROT_WRITE,
-		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (p == MAP_FAILED)
+	svm->page_attr = reserve(svm->page_attr_size);
+	svm->code_map = reserve(svm->page_attr_size * sizeof(*svm->code_map));
+	if (!svm->page_attr || !svm->code_map)
 		return error_set(err, errno, "no memory for page attributes: %s", strerror(errno));
-	svm->page_attr = p;
 	return 0;
 }
 

@@ -40,7 +40,7 @@ void emit_indirect(struct translation *t)
 	}
 	emit_store(e, 8, CPU(scratch[1]), H_RAX);
 	emit_rorx(e, H_R10, H_RCX, JUMP_ROTATE);
-	emit_shrx(e, H_R10, H_R10, H_RSP);
+	emit_movzx(e, 2, H_R10, H_R10);
 	emit_lea(e, 8, H_R10, hmem_x(H_R10, H_R10, 1, 0));
 	emit_load(e, 8, H_RAX, hmem_x(H_R15, H_R10, 8, TLB_DISP(jump[0].tag)));
 	emit_lea(e, 8, H_RCX, hmem_x(H_RCX, H_RAX, 1, 0));
@@ -465,13 +465,15 @@ void emit_cold_parts(struct translation *t)
 
 static void emit_page_move(struct translation *t, int32_t by)
 {
+	if (!by)
+		return;
 	emit_load(&t->e, 8, H_RCX, CPU(page_rip));
 	emit_lea(&t->e, 8, H_RCX, hmem(H_RCX, by));
 	emit_store(&t->e, 8, CPU(page_rip), H_RCX);
 }
 
 /*
- * From one page to another: page_rip moves on if the place in `far` says so. The jump to be linked leads, while it is not,
+ * From one page to another, or to its end: page_rip moves on if the place in `far` says so. The jump to be linked leads, while it is not,
  * to where page_rip moves back: another vCPU may unlink it at any time, before this one has heard that `far` is void.
  */
 static void emit_far(struct translation *t, struct block_link *link)
@@ -496,6 +498,15 @@ static void emit_far(struct translation *t, struct block_link *link)
 	emit_here(e, miss);
 }
 
+/* Does what is there depend on how more than the jump's own page is mapped? The last instruction of a page may go on
+ * behind it. */
+static bool target_far(const struct translation *t, int32_t target)
+{
+	if (target < 0 || target >= PAGE)
+		return true;
+	return (t->mode & MODE_CODE64) && target > PAGE - INSN_MAX;
+}
+
 void emit_exit_part(struct translation *t, const struct exit_site *site, struct block_link *link)
 {
 	struct emit *e = &t->e;
@@ -508,7 +519,7 @@ void emit_exit_part(struct translation *t, const struct exit_site *site, struct 
 	}
 	link->target = (int32_t)site->target;
 	link->plain = site->plain;
-	link->far = site->target < 0 || site->target >= PAGE;
+	link->far = target_far(t, site->target);
 	link->tries = 1;
 	link->patch = t->base + site->jump;
 	emit_here(e, site->jump);

@@ -18,8 +18,13 @@
 #define FETCH_ENTRIES 256
 #define CODE_PAGES 32768
 #define LARGE_REGIONS 4096
-#define TLB_WORDS (TLB_ENTRIES / 64 / 64)
-#define FAR_GROUP (FAR_ENTRIES / 64)
+/* A bit stands for so many entries: what is flushed is what was touched. */
+#define TLB_GROUP 64
+#define JUMP_GROUP 16
+#define FAR_GROUP 64
+#define TLB_WORDS (TLB_ENTRIES / TLB_GROUP / 64)
+#define JUMP_WORDS (JUMP_ENTRIES / JUMP_GROUP / 64)
+#define FAR_WORDS (FAR_ENTRIES / FAR_GROUP / 64)
 
 /* Bits for page and region numbers. They alias: then more is dropped than need be, so user and kernel should not meet often. */
 #define CODE_BIT(page) (((page) ^ (page) >> 17) & (CODE_PAGES - 1))
@@ -53,12 +58,12 @@ struct local_entries {
 
 struct soft_slot {
 	struct soft_tlb *tlb[TLB_KINDS]; /* NULL: a kind that it does not have */
-	/* a bit for each 64 entries with anything in rtag or wtag; the same for the jump cache */
-	uint64_t touched[TLB_KINDS][TLB_WORDS], jtouched[TLB_KINDS][TLB_WORDS];
-	uint64_t ftouched[TLB_KINDS]; /* .. and for each FAR_GROUP of `far` */
-	uint32_t jmode[TLB_KINDS];    /* what the jump cache is valid for */
-	uint64_t jcs[TLB_KINDS];      /* .. the code segment: base, limit << 32, where it has any */
-	uint64_t epoch[TLB_KINDS];    /* of struct known_jump */
+	/* A bit for each group of entries with anything in them: of rtag and wtag, of the jump cache, of `far`. */
+	uint64_t touched[TLB_KINDS][TLB_WORDS], jtouched[TLB_KINDS][JUMP_WORDS];
+	uint64_t ftouched[TLB_KINDS][FAR_WORDS];
+	uint32_t jmode[TLB_KINDS]; /* what the jump cache is valid for */
+	uint64_t jcs[TLB_KINDS];   /* .. the code segment: base, limit << 32, where it has any */
+	uint64_t epoch[TLB_KINDS]; /* of struct known_jump */
 	struct fetch_entry fetch[FETCH_ENTRIES];
 	/* Of KERNEL_SLOT: what goes when the address space is switched; local_code: anything from `fetch` on, too. */
 	struct local_entries local[TLB_KINDS];

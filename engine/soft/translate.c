@@ -197,7 +197,7 @@ static void emit_head(struct translation *t, struct soft_block *block)
 	struct emit *e = &t->e;
 	uint32_t out = emit_pos(e), jump;
 
-	emit_leave_at(t, t->start);
+	emit_leave_at(t, t->start); /* its last instruction is a dead block's: block_bury() */
 	block->code = t->base + emit_pos(e);
 	emit_load(e, 8, H_RCX, CPU(rip));
 	emit_lea(e, t->mode & MODE_CODE64 ? 8 : 4, H_RCX, hmem(H_RCX, -(int32_t)t->start));
