@@ -79,6 +79,17 @@ static void add_indexed(struct cpuid_table *table, uint32_t leaf, unsigned n)
 		cpuid_add(table, leaf, i, true, host(leaf, i));
 }
 
+/*
+ * SRSO_NO ("speculative return stack overflow"): what poisons that predictor waits for a RET, and translated code has none: the
+ * guest's returns are jumps by a table (emit_indirect), and so would be the two more of them that a kernel's remedy costs
+ * at each.
+ */
+static void add_amd_extended(struct cpuid_table *table)
+{
+	if (cpuid_vendor(table) == CPUID_AMD)
+		cpuid_add(table, 0x80000021, 0, false, (struct cpuid_regs){BIT(29), 0, 0, 0});
+}
+
 /* XSAVE: XSAVEOPT, XSAVEC and XGETBV(1) are there, supervisor states are not; no PKRU. */
 static void add_xsave(struct cpuid_table *table)
 {
@@ -130,6 +141,7 @@ void soft_model(struct cpuid_table *table)
 	cpuid_add(table, 0x8000001e, 0, false, host(0x8000001e, 0));
 	add_xsave(table);
 	add_address_widths(table);
+	add_amd_extended(table);
 	/* kvm-clock, both pairs of MSRs, stable; no delay after port accesses */
 	cpuid_add(table, 0x40000001, 0, false,
 		  (struct cpuid_regs){BIT(0) | BIT(1) | BIT(3) | BIT(24), 0, 0, 0});
