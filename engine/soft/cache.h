@@ -109,6 +109,7 @@ struct soft_vm {
 	struct soft_trace *trace;	 /* soft.trace=FILE, or NULL */
 	struct soft_profile *profile;	 /* profile.h, or NULL */
 	struct translation *translation; /* the translator's workspace, under `lock` */
+	uint64_t arch_capabilities;	 /* soft_arch_capabilities() */
 	bool isa[ISA_SETS];		 /* which instructions the CPU model shows: native.h */
 	bool intel; /* the CPU model is Intel's: where its CPUs and AMD's differ, they decide */
 	_Atomic uint64_t n_translated, n_linked, n_invalidated, n_flushes, n_tlb_miss, n_slow,

@@ -4,11 +4,15 @@
  * part of it.
  */
 #include <cpuid.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "engine/soft/soft.h"
 
 #define BIT(n) (1u << (n))
+
+#define ARCH_CAP_RDCL_NO 0x01u
+#define ARCH_CAP_MDS_NO 0x20u
 
 /* Bits of the host that pass (user-visible instructions), and bits that the engine adds. */
 static const struct filter {
@@ -82,12 +86,14 @@ static void add_indexed(struct cpuid_table *table, uint32_t leaf, unsigned n)
 /*
  * SRSO_NO ("speculative return stack overflow"): what poisons that predictor waits for a RET, and translated code has none: the
  * guest's returns are jumps by a table (emit_indirect), and so would be the two more of them that a kernel's remedy costs
- * at each.
+ * at each. TSA_SQ_NO, TSA_L1_NO: as the host's CPU is, so are the instructions that it executes for the guest.
  */
 static void add_amd_extended(struct cpuid_table *table)
 {
+	struct cpuid_regs shown = {BIT(29), 0, host(0x80000021, 0).ecx & (BIT(1) | BIT(2)), 0};
+
 	if (cpuid_vendor(table) == CPUID_AMD)
-		cpuid_add(table, 0x80000021, 0, false, (struct cpuid_regs){BIT(29), 0, 0, 0});
+		cpuid_add(table, 0x80000021, 0, false, shown);
 }
 
 /* XSAVE: XSAVEOPT, XSAVEC and XGETBV(1) are there, supervisor states are not; no PKRU. */
@@ -114,6 +120,33 @@ static void add_address_widths(struct cpuid_table *table)
 	cpuid_add(table, 0x80000008, 0, false, (struct cpuid_regs){physical | 48 << 8, 0, 0, 0});
 }
 
+/* What the host's kernel says of a weakness of its CPU. False: it has it, or nothing is known. */
+static bool host_not_affected(const char *weakness)
+{
+	char path[96], text[32] = "";
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/sys/devices/system/cpu/vulnerabilities/%s", weakness);
+	file = fopen(path, "re");
+	if (!file)
+		return false;
+	if (!fgets(text, sizeof(text), file))
+		text[0] = '\0';
+	fclose(file);
+	return !strcmp(text, "Not affected\n");
+}
+
+/*
+ * RDCL_NO: to the host's CPU all of guest memory is user pages, whatever the guest's page tables say, so Meltdown's way
+ * around a page's U/S bit is not there, and a kernel that keeps itself out of user mode's page tables pays for nothing.
+ * (Speculation past the check of the inline TLB is another matter, and such tables would not stop it.) MDS_NO: as the
+ * host's CPU is; else a kernel executes VERW whenever it leaves.
+ */
+uint64_t soft_arch_capabilities(void)
+{
+	return ARCH_CAP_RDCL_NO | (host_not_affected("mds") ? ARCH_CAP_MDS_NO : 0);
+}
+
 void soft_model(struct cpuid_table *table)
 {
 	memset(table, 0, sizeof(*table));
@@ -128,7 +161,7 @@ void soft_model(struct cpuid_table *table)
 		r.ecx = (r.ecx & f->pass.ecx) | f->add.ecx;
 		r.edx = (r.edx & f->pass.edx) | f->add.edx;
 		if (f->leaf == 7 && f->subleaf == 0 && host(0, 0).ebx == signature_INTEL_ebx)
-			r.edx |= BIT(29); /* arch_cap: an MSR of Intel's, see q_msr.c */
+			r.edx |= BIT(29); /* arch_cap */
 		/* srso_no: translated code has no RET whose prediction could be led astray, and a kernel's own RETs behind
 		 * its RETs would be no help. */
 		if (f->leaf == 0x80000021 && host(0, 0).ebx == signature_AMD_ebx)

@@ -47,11 +47,6 @@ enum {
 
 #define DE_CFG_LFENCE_SERIALIZE 2ull
 
-/* RDCL_NO: to the host's CPU all of guest memory is user pages, whatever the guest's page tables say, so Meltdown's way
- * around a page's U/S bit is not there, and a kernel that keeps itself out of user mode's page tables pays for nothing.
- * (Speculation past the check of the inline TLB is another matter, and such tables would not stop it.) */
-#define ARCH_CAPABILITIES 0x1ull
-
 #define MTRR_CAP 0x508ull /* eight pairs, fixed ranges, write-combining */
 
 static const uint16_t mtrr_fixed[11] = {0x250, 0x258, 0x259, 0x268, 0x269, 0x26a,
@@ -406,7 +401,7 @@ static enum answer msr_get(struct soft_cpu *cpu, uint32_t msr, uint64_t *value)
 		*value = cpu->msr.debugctl;
 		return MSR_DONE;
 	case MSR_ARCH_CAPABILITIES:
-		*value = ARCH_CAPABILITIES;
+		*value = cpu->svm->arch_capabilities;
 		return model_bit(cpu, 7, CPUID_EDX, 29) ? MSR_DONE : MSR_MONITOR;
 	default:
 		break;

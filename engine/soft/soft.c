@@ -105,6 +105,7 @@ static int soft_vm_create(struct vm *vm, struct error *err)
 	svm->vm = vm;
 	svm->time.paused = true;
 	svm->ncpus = vm->topology.cpus;
+	svm->arch_capabilities = soft_arch_capabilities();
 	soft_lock_init(&svm->lock);
 	ret = soft_open_cache(vm, svm, err);
 	if (!ret)

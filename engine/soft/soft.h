@@ -17,6 +17,8 @@ static inline struct soft_cpu *soft_cpu_of(struct vcpu *vcpu)
 
 /* model.c: every CPUID bit that this engine can show on this host. */
 void soft_model(struct cpuid_table *table);
+/* IA32_ARCH_CAPABILITIES, for CPUs of Intel's. */
+uint64_t soft_arch_capabilities(void);
 
 /* state.c: on the vCPU's own thread, outside translated code, no exit pending. */
 void state_from_cpu(struct soft_cpu *cpu, struct x86_state *state);
