@@ -25,11 +25,16 @@ enum {
 	MSR_PP1_ENERGY_STATUS = 0x641,
 	MSR_PLATFORM_ENERGY_STATUS = 0x64d,
 };
+#define MSR_AMD_EVNTSEL0 0xc0010000u /* .. 3 */
+#define MSR_AMD_PERFCTR0 0xc0010004u /* .. 3 */
 #define MSR_AMD_SYSCFG 0xc0010010u
 #define MSR_AMD_HWCR 0xc0010015u
 #define MSR_AMD_NB_CFG 0xc001001fu
 #define MSR_AMD_PSTATE0 0xc0010064u
 #define MSR_AMD_VM_CR 0xc0010114u
+#define MSR_AMD_RAPL_POWER_UNIT 0xc0010299u
+#define MSR_AMD_CORE_ENERGY 0xc001029au
+#define MSR_AMD_PACKAGE_ENERGY 0xc001029bu
 
 #define FEATURE_CONTROL_LOCK 1ull
 #define HWCR_TSC_FREQ_SEL (1ull << 24) /* the TSC counts at the P0 frequency */
@@ -97,6 +102,17 @@ static const struct known_msr {
 	/* No memory encryption, no TOM2, no configuration space by I/O port, as KVM has it: Linux reads the first and
 	 * sets a bit of the other without looking whether they are there. */
 	{MSR_AMD_SYSCFG, ON_AMD, read_zero},
+	{MSR_AMD_EVNTSEL0, ON_AMD, read_zero},
+	{MSR_AMD_EVNTSEL0 + 1, ON_AMD, read_zero},
+	{MSR_AMD_EVNTSEL0 + 2, ON_AMD, read_zero},
+	{MSR_AMD_EVNTSEL0 + 3, ON_AMD, read_zero},
+	{MSR_AMD_PERFCTR0, ON_AMD, read_zero},
+	{MSR_AMD_PERFCTR0 + 1, ON_AMD, read_zero},
+	{MSR_AMD_PERFCTR0 + 2, ON_AMD, read_zero},
+	{MSR_AMD_PERFCTR0 + 3, ON_AMD, read_zero},
+	{MSR_AMD_RAPL_POWER_UNIT, ON_AMD, read_zero},
+	{MSR_AMD_CORE_ENERGY, ON_AMD, read_zero},
+	{MSR_AMD_PACKAGE_ENERGY, ON_AMD, read_zero},
 	{MSR_AMD_HWCR, ON_AMD, read_hwcr},
 	{MSR_AMD_NB_CFG, ON_AMD, read_zero},
 	{MSR_AMD_PSTATE0, ON_AMD, read_pstate0},

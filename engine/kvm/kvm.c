@@ -134,6 +134,14 @@ static int enable_cap(int fd, uint32_t cap, uint64_t arg, const char *name, stru
 	return r < 0 ? error_set(err, -r, "KVM refuses %s: %s", name, strerror(-r)) : 0;
 }
 
+/* KVM has no RAPL, and answers for AMD's performance counters as the monitor does. What is left fits
+ * KVM_MSR_FILTER_MAX_RANGES. */
+static bool needs_no_filter(uint32_t msr)
+{
+	return (msr >= 0x600 && msr < 0x700) || (msr >= 0xc0010000 && msr < 0xc0010008) ||
+	       (msr >= 0xc0010299 && msr <= 0xc001029b);
+}
+
 /* The MSRs of the monitor's known set that KVM would answer itself exit instead. */
 static int filter_msrs(int fd, struct error *err)
 {
@@ -144,8 +152,7 @@ static int filter_msrs(int fd, struct error *err)
 	int r;
 
 	for (unsigned i = 0; (msr = msr_known(i)) != 0; i++) {
-		/* KVM has no RAPL: what is left fits KVM_MSR_FILTER_MAX_RANGES. */
-		if (msr >= 0x600 && msr < 0x700)
+		if (needs_no_filter(msr))
 			continue;
 		if (n == KVM_MSR_FILTER_MAX_RANGES)
 			return error_set(err, ENOSPC, "too many filtered MSRs");

@@ -7,6 +7,8 @@
 #include "engine/soft/q_insn.h"
 
 enum {
+	MSR_P5_MC_ADDR = 0x0, /* on AMD's too */
+	MSR_P5_MC_TYPE = 0x1,
 	MSR_TSC = 0x10,
 	MSR_KVM_WALL_CLOCK_OLD = 0x11,
 	MSR_KVM_SYSTEM_TIME_OLD = 0x12,
@@ -358,6 +360,8 @@ static bool msr_constant(const struct soft_cpu *cpu, uint32_t msr, uint64_t *val
 	*value = msr == MSR_AMD_DE_CFG ? DE_CFG_LFENCE_SERIALIZE : 0;
 	*writable = msr == MSR_MCG_STATUS || msr == MSR_MISC_FEATURES || msr == MSR_AMD_DE_CFG;
 	switch (msr) {
+	case MSR_P5_MC_ADDR:
+	case MSR_P5_MC_TYPE:
 	case MSR_MCG_CAP:
 	case MSR_MCG_STATUS:
 		return true;
