@@ -94,9 +94,9 @@ TROUBLE = re.compile(
     r'nobody cared|panic|not syncing|segfault|traps:|mce:)\b', re.I)
 FINE = re.compile(
     r'This is not a bug|and report a bug|Kernel command line:|Command line:|'
-    # Without kvm-clock the kernel counts loops against jiffies, and a 32-bit one the PM timer against the PIT, on a
-    # busy host with little luck.
-    r'calibrate_delay_direct\(\)|PM-Timer running at invalid rate|'
+    # Without kvm-clock the kernel counts loops against jiffies, and on a CPU that does not tell its TSC's rate, as AMD's,
+    # the TSC, and a 32-bit one the PM timer, against the PIT: on a busy host with little luck.
+    r'calibrate_delay_direct\(\)|PM-Timer running at invalid rate|Fast TSC calibration failed|Unable to calibrate against PIT|'
     # 32-bit kernels, of CPUs that are open to Meltdown; those without PAE, of the window above 4 GiB
     r'ignored, not CPU addressable|'
     r'\*\* WARNING! WARNING!|32-bit PTI on a 64-bit')
