@@ -133,8 +133,8 @@ static int gate_code(struct soft_cpu *cpu, const struct gate *gate, struct descr
 int tss_stack(struct soft_cpu *cpu, unsigned index, uint64_t *sp, uint16_t *ss)
 {
 	uint64_t raw = 0;
-	unsigned size = 8;
-	/* SDM vol. 3 figures 7-2 and 7-11: ESPn, SSn; RSPn at 4, IST1 at 0x24. */
+	/* SDM vol. 3 figures 7-2 and 7-11: ESPn and the 16 bits of SSn; RSPn at 4, IST1 at 0x24. */
+	unsigned size = long_mode(cpu) ? 8 : 6;
 	unsigned at = long_mode(cpu) ? (index < 3 ? 4 + index * 8 : 0x24 + (index - 4) * 8)
 				     : 4 + index * 8;
 	int next;
