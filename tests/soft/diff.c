@@ -616,6 +616,9 @@ static bool wanted(const struct harness *h, const struct insn *insn)
 		return false;
 	if (fs_gs && (insn->has_mem || insn->implicit_mem) && !native_has(KIND_16))
 		return false;
+	/* VEX.W outside of 64-bit mode: AMD's CPUs take all 64 bits of a register, and Linux leaves something in RSP's. */
+	if (insn->vex_w && insn->mode != 64 && insn->rm_file == RF_GPR && insn->rm == X86_RSP)
+		return false;
 	switch (insn->op) {
 	case ZYDIS_MNEMONIC_XBEGIN:
 		return false;
