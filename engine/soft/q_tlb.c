@@ -12,6 +12,8 @@
 #define PTE_G 0x100ull
 #define PTE_NX (1ull << 63)
 #define PTE_ADDR 0x000ffffffffff000ull
+#define PTE_HIGH \
+	0x7ff0000000000000ull /* ignored by 4 levels, reserved in PAE (SDM vol. 3, 4.4.2) */
 
 #define PF_P 1u
 #define PF_W 2u
@@ -140,7 +142,7 @@ static int walk_4level(struct soft_cpu *cpu, struct walk *w)
 
 static int walk_pae(struct soft_cpu *cpu, struct walk *w)
 {
-	uint64_t reserved = reserved_bits(cpu), table, v;
+	uint64_t reserved = reserved_bits(cpu) | PTE_HIGH, table, v;
 
 	w->rights = PTE_W | PTE_U;
 	if (walk_entry(cpu, w, (cpu->cr3 & 0xffffffe0ull) + ((w->linear >> 30 & 3) << 3),

@@ -143,6 +143,7 @@ GUESTS = [
     Guest('prot_basic', needs=NATIVE),
     Guest('prot_vectors', needs=HARDWARE),
     Guest('prot_stacks', needs=HARDWARE),
+    Guest('prot_paging', needs=HARDWARE),
     Guest('prot_irq', needs=LEGACY),
     # real mode, boot ROM
     Guest('real_basic', needs=NATIVE),
