@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "engine/soft/tlb.h"
+#include "engine/soft/tsan.h"
 #include "vmm/memory.h"
 
 #define META_FACTOR \
@@ -151,6 +152,7 @@ void cache_flush(struct soft_cpu *self)
 	struct soft_cache *cache = svm->cache;
 
 	exclusive_begin(self);
+	tsan_after(&svm->exclusive);
 	soft_lock_acquire(&svm->lock);
 	memset(cache->hash, 0, sizeof(cache->hash));
 	memset(cache->pages, 0, sizeof(cache->pages));

@@ -111,7 +111,7 @@ struct soft_vm {
 	struct translation *translation; /* the translator's workspace, under `lock` */
 	uint64_t arch_capabilities;	 /* soft_arch_capabilities() */
 	bool isa[ISA_SETS];		 /* which instructions the CPU model shows: native.h */
-	bool intel; /* the CPU model is Intel's: where its CPUs and AMD's differ, they decide */
+	bool intel, amd; /* whose the CPU model is: where their CPUs differ, that decides */
 	_Atomic uint64_t n_translated, n_linked, n_invalidated, n_flushes, n_tlb_miss, n_slow,
 		n_faults;
 };

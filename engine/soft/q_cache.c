@@ -1,6 +1,7 @@
 /* Quick: the block table, links, invalidation and safepoints. See cache.h. */
 #include "engine/soft/blocks.h"
 #include "engine/soft/cache.h"
+#include "engine/soft/lapic.h"
 #include "engine/soft/tlb.h"
 #include "vmm/vm.h"
 
@@ -253,6 +254,12 @@ void cache_invalidate(struct soft_vm *svm, uint64_t gpa, uint64_t len)
 		}
 		gpa += part;
 	}
+}
+
+void soft_wake(struct soft_cpu *cpu, uint32_t request)
+{
+	soft_request(cpu, request);
+	soft_futex(&cpu->requests, FUTEX_WAKE, 1);
 }
 
 /* ---- safepoints --------------------------------------------------------------------------------------- */

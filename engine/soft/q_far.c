@@ -64,7 +64,7 @@ static enum soft_next far_done(struct soft_cpu *cpu)
 /* AMD's CPUs take REX.W of a far pointer in memory for nothing. */
 static unsigned far_size(const struct soft_cpu *cpu, const struct insn *insn)
 {
-	if (insn->opsize == 8 && insn->has_mem && !model_is_intel(cpu))
+	if (insn->opsize == 8 && insn->has_mem && !cpu->svm->intel)
 		return 4;
 	return insn->opsize;
 }

@@ -170,7 +170,6 @@ static inline bool model_bit(const struct soft_cpu *cpu, uint32_t leaf, enum cpu
 {
 	return model_reg(cpu, leaf, reg) >> bit & 1;
 }
-bool model_is_intel(const struct soft_cpu *cpu);
 
 /* ---- q_stack.c ------------------------------------------------------------------------------------------ */
 

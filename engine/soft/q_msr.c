@@ -355,8 +355,6 @@ static enum answer time_read(struct soft_cpu *cpu, uint32_t msr, uint64_t *value
  * counted, no CPUID faulting; AMD's DE_CFG: LFENCE serializes. */
 static bool msr_constant(const struct soft_cpu *cpu, uint32_t msr, uint64_t *value, bool *writable)
 {
-	enum cpuid_vendor vendor = cpuid_vendor(&cpu->svm->vm->cpuid);
-
 	*value = msr == MSR_AMD_DE_CFG ? DE_CFG_LFENCE_SERIALIZE : 0;
 	*writable = msr == MSR_MCG_STATUS || msr == MSR_MISC_FEATURES || msr == MSR_AMD_DE_CFG;
 	switch (msr) {
@@ -368,9 +366,9 @@ static bool msr_constant(const struct soft_cpu *cpu, uint32_t msr, uint64_t *val
 	case MSR_SMI_COUNT:
 	case MSR_PLATFORM_INFO:
 	case MSR_MISC_FEATURES:
-		return vendor == CPUID_INTEL;
+		return cpu->svm->intel;
 	case MSR_AMD_DE_CFG:
-		return vendor == CPUID_AMD;
+		return cpu->svm->amd;
 	default:
 		return false;
 	}

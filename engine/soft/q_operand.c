@@ -160,8 +160,3 @@ uint32_t model_reg(const struct soft_cpu *cpu, uint32_t leaf, enum cpuid_reg reg
 	}
 	return 0;
 }
-
-bool model_is_intel(const struct soft_cpu *cpu)
-{
-	return model_reg(cpu, 0, CPUID_EBX) == 0x756e6547; /* "Genu" */
-}

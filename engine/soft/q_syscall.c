@@ -44,7 +44,7 @@ static bool syscall_there(const struct soft_cpu *cpu)
 {
 	if (!(cpu->efer & X86_EFER_SCE) || !protected_mode(cpu))
 		return false;
-	return code64(cpu) || !model_is_intel(cpu);
+	return code64(cpu) || !cpu->svm->intel;
 }
 
 /* APM vol. 3 SYSCALL: legacy mode takes EIP from STAR and clears IF, RF and VM. */
@@ -102,7 +102,7 @@ HELPER(do_sysret)
 	if (cpu->cpl > 0)
 		return raise_gp0(cpu);
 	/* Intel's CPUs look at RCX before they leave CPL 0, AMD's fault at CPL 3. */
-	if (to64 && !is_canonical(rip) && model_is_intel(cpu))
+	if (to64 && !is_canonical(rip) && cpu->svm->intel)
 		return raise_gp0(cpu);
 	cpu->rip = to64 ? rip : (uint32_t)rip;
 	if (long_mode(cpu)) {
@@ -123,7 +123,7 @@ HELPER(do_sysret)
 /* AMD's have neither in long mode. */
 static bool sysenter_there(const struct soft_cpu *cpu)
 {
-	return model_bit(cpu, 1, CPUID_EDX, 11) && (!long_mode(cpu) || model_is_intel(cpu));
+	return model_bit(cpu, 1, CPUID_EDX, 11) && (!long_mode(cpu) || cpu->svm->intel);
 }
 
 HELPER(do_sysenter)

@@ -5,6 +5,7 @@
 #include "engine/soft/access.h"
 #include "engine/soft/decode.h"
 #include "engine/soft/dispatch.h"
+#include "engine/soft/tsan.h"
 #include "vmm/vm.h"
 
 #define PAGE 4096u
@@ -155,6 +156,7 @@ enum soft_next soft_run(struct soft_cpu *cpu)
 {
 	struct soft_block *block = cpu->replay.count ? replay_block(cpu) : NULL;
 	enum soft_next next = block ? NEXT_GO : run_block_get(cpu, &block);
+	uint8_t *code;
 
 	if (next != NEXT_GO) {
 		/* Nothing was executed: no single step. */
@@ -167,6 +169,9 @@ enum soft_next soft_run(struct soft_cpu *cpu)
 		cpu->shadow_sti = cpu->shadow_mov_ss = false;
 		cpu->mode &= ~MODE_SHADOW;
 	}
-	next = soft_enter(cpu, cpu->svm->code_rx + block->code);
+	code = cpu->svm->code_rx + block->code;
+	/* The next safepoint is in quick code: from then on the block may be gone. */
+	tsan_before(&cpu->svm->exclusive);
+	next = soft_enter(cpu, code);
 	return next == NEXT_EXIT && cpu->complete == replay_answered ? replay_hold(cpu) : next;
 }

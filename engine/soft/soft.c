@@ -292,6 +292,7 @@ static int soft_vcpu_create(struct vcpu *vcpu, struct error *err)
 	if (vcpu->index == 0) {
 		native_isa_init(svm->isa, &vcpu->vm->cpuid);
 		svm->intel = cpuid_vendor(&vcpu->vm->cpuid) == CPUID_INTEL;
+		svm->amd = cpuid_vendor(&vcpu->vm->cpuid) == CPUID_AMD;
 		svm->maxphyaddr = physical_width(&vcpu->vm->cpuid);
 	}
 	cpu->xsave_mask = cpuid_xcr0(&vcpu->vm->cpuid) | 3;
@@ -313,12 +314,6 @@ static int soft_vcpu_create(struct vcpu *vcpu, struct error *err)
 }
 
 /* ---- events --------------------------------------------------------------------------------------------- */
-
-void soft_wake(struct soft_cpu *cpu, uint32_t request)
-{
-	soft_request(cpu, request);
-	soft_futex(&cpu->requests, FUTEX_WAKE, 1);
-}
 
 /* An INTR from the PIC, if this CPU is the one that takes it. */
 static bool extint_here(struct soft_cpu *cpu)
