@@ -17,6 +17,7 @@
 ;> PASS #NM
 ;> PASS #AC
 ;> PASS no #AC
+;> PASS steps over pop ss
 ;> PASS #MF
 ;> PASS #XM
 ;> PASS #GP limit
@@ -191,7 +192,24 @@ test_vectors:
 	USER_RAISES "#AC", 17, 0, 0, mov eax, [NOTE + 1]
 	mov dword [user_flags], 2
 	USER_RAISES "no #AC", -1, 0, 0, mov eax, [NOTE + 1]
+	; no step between POP SS and the next instruction
+	GATE_TO 1, .step, 0x8e
+	mov dword [NOTE], 0
+	push ss
+	pushfd
+	or dword [esp], 0x100
+	popfd
+	pop ss
+	nop
+	pushfd
+	and dword [esp], ~0x100
+	popfd                   ; is the last that is stepped
+	GATE_TO 1, stubs + 16, 0x8e
+	mov eax, [NOTE]
+	CHECK "steps over pop ss", 4
 	ret
+.step:	inc dword [NOTE]
+	iretd
 .bounds:
 	dd 6, 10
 
