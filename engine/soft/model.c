@@ -58,10 +58,6 @@ static const struct filter {
 	  BIT(3) | BIT(4) | BIT(5) | BIT(6) | BIT(7) | BIT(9) | BIT(11) | BIT(12) | BIT(13) |
 		  BIT(14) | BIT(16) | BIT(17) | BIT(20) | BIT(26) | BIT(27) | BIT(29)}},
 	{0x80000007, 0, {0, 0, 0, 0}, {0, 0, 0, BIT(8)}}, /* invariant tsc */
-	{0x80000021,
-	 0,
-	 {BIT(2), 0, BIT(1) | BIT(2), 0},
-	 {0, 0, 0, 0}}, /* lfence serializes; tsa_sq_no tsa_l1_no */
 };
 
 /* Leaves that describe and promise nothing. */
@@ -86,11 +82,13 @@ static void add_indexed(struct cpuid_table *table, uint32_t leaf, unsigned n)
 /*
  * SRSO_NO ("speculative return stack overflow"): what poisons that predictor waits for a RET, and translated code has none: the
  * guest's returns are jumps by a table (emit_indirect), and so would be the two more of them that a kernel's remedy costs
- * at each. TSA_SQ_NO, TSA_L1_NO: as the host's CPU is, so are the instructions that it executes for the guest.
+ * at each. TSA_SQ_NO, TSA_L1_NO, and that LFENCE serializes: as the host's CPU is, so are the instructions that it executes
+ * for the guest.
  */
 static void add_amd_extended(struct cpuid_table *table)
 {
-	struct cpuid_regs shown = {BIT(29), 0, host(0x80000021, 0).ecx & (BIT(1) | BIT(2)), 0};
+	struct cpuid_regs own = host(0x80000021, 0);
+	struct cpuid_regs shown = {BIT(29) | (own.eax & BIT(2)), 0, own.ecx & (BIT(1) | BIT(2)), 0};
 
 	if (cpuid_vendor(table) == CPUID_AMD)
 		cpuid_add(table, 0x80000021, 0, false, shown);
@@ -162,10 +160,6 @@ void soft_model(struct cpuid_table *table)
 		r.edx = (r.edx & f->pass.edx) | f->add.edx;
 		if (f->leaf == 7 && f->subleaf == 0 && host(0, 0).ebx == signature_INTEL_ebx)
 			r.edx |= BIT(29); /* arch_cap */
-		/* srso_no: translated code has no RET whose prediction could be led astray, and a kernel's own RETs behind
-		 * its RETs would be no help. */
-		if (f->leaf == 0x80000021 && host(0, 0).ebx == signature_AMD_ebx)
-			r.eax |= BIT(29);
 		cpuid_add(table, f->leaf, f->subleaf, f->leaf == 7, r);
 	}
 	add_indexed(table, 4, 5);
