@@ -25,9 +25,10 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import child  # noqa: E402
+import unprivileged  # noqa: E402
 
 HERE = pathlib.Path(__file__).resolve().parent
-POWEROFF = 1
+REBOOT, POWEROFF = 0, 1
 
 
 class Failure(Exception):
@@ -56,11 +57,14 @@ def image(cache, name='disk', options=('--include', 'fio,curl,python3-minimal,ip
 
 
 class Guest:
-    """One VM. Its disk is a copy, or the image itself with writes thrown away."""
+    """One VM. Its disk is a copy, or the image itself with writes thrown away. With user=True skep has no rights."""
 
     def __init__(self, args, work, disk, options='', cpus=1, more=(), device='virtio-blk', root='root=LABEL=skep', files=None,
-                 name='disk'):
+                 name='disk', user=False):
         self.args, self.work, self.files = args, work, files or args.image
+        skep, kernel, initrd = args.skep, self.files / 'vmlinuz', self.files / 'initrd.img'
+        if user:
+            skep, kernel, initrd = unprivileged.prepare(work, skep=skep, kernel=kernel, initrd=initrd).values()
         with socket.socket() as s:
             s.bind(('127.0.0.1', 0))
             self.host, self.port = '127.0.0.1', s.getsockname()[1]
@@ -68,12 +72,12 @@ class Guest:
         self.console.unlink(missing_ok=True)
         self.errors = (work / 'stderr.txt').open('wb')
         self.process = child.popen(
-            [args.skep, '-q', '-E', args.engine, '-AHP', '-c', str(cpus), '-m', '768M', '-s', '0,hostbridge', '-s', '31,lpc',
+            [skep, '-q', '-E', args.engine, '-AHP', '-c', str(cpus), '-m', '768M', '-s', '0,hostbridge', '-s', '31,lpc',
              '-s', f'3,{device},{disk}{options}',
              '-s', f'4,virtio-net,slirp,hostfwd=tcp:127.0.0.1:{self.port}-:22', '-s', '5,virtio-rnd', *more,
-             '-l', f'com1,file={self.console}', '--kernel', self.files / 'vmlinuz', '--initrd', self.files / 'initrd.img',
-             '--append', f'{root} console=ttyS0', f'{name}-{os.getpid()}'],
-            stdin=subprocess.DEVNULL, stdout=self.errors, stderr=subprocess.STDOUT)
+             '-l', f'com1,file={self.console}', '--kernel', kernel, '--initrd', initrd, '--append',
+             f'{root} console=ttyS0', f'{name}-{os.getpid()}'],
+            stdin=subprocess.DEVNULL, stdout=self.errors, stderr=subprocess.STDOUT, **(unprivileged.popen() if user else {}))
 
     def __enter__(self):
         return self
@@ -96,7 +100,7 @@ class Guest:
             raise Failure(f'{command!r} in the guest: status {done.returncode}: {text[-2000:]}')
         return text
 
-    def wait(self, limit=120):
+    def wait(self, limit=300):
         """Until somebody answers at ssh."""
         end = time.monotonic() + limit * self.args.slow
         while time.monotonic() < end:
@@ -118,11 +122,11 @@ class Guest:
         if state.strip() != 'running':
             raise Failure(f'the system: {state}')
 
-    def poweroff(self, limit=60):
-        self.ssh('systemctl poweroff', check=False)
+    def end(self, how='poweroff', wanted=POWEROFF, limit=60):
+        self.ssh(f'systemctl {how}', check=False)
         status = self.process.wait(limit * self.args.slow)
-        if status != POWEROFF:
-            raise Failure(f'status {status} after power-off: {self.stderr()}')
+        if status != wanted:
+            raise Failure(f'status {status} after systemctl {how}: {self.stderr()}')
 
 
 def fsck(disk):
@@ -131,9 +135,9 @@ def fsck(disk):
         raise Failure(f'e2fsck: status {done.returncode}: {done.stdout.decode(errors="replace")[-2000:]}')
 
 
-def copy_of(files, work):
-    disk = work / 'disk.img'
-    subprocess.run(['cp', '--sparse=always', '--reflink=auto', files / 'disk.img', disk], check=True)
+def copy_of(files, work, name='disk.img'):
+    disk = work / name
+    subprocess.run(['cp', '--sparse=always', '--reflink=auto', files / name, disk], check=True)
     return disk
 
 
@@ -160,15 +164,16 @@ KERNEL_WARNINGS = (r'PS/2 appears to have AUX port disabled|CONFIG_IMA_DISABLE_H
                    r'perf: interrupt took|clocksource: ')
 
 
-def check_quiet(guest):
+def check_quiet(guest, virtio, ahci=0):
     """Neither the kernel nor lspci has anything to complain about."""
     lines = guest.ssh('dmesg --level=emerg,alert,crit,err,warn').splitlines()
     lines = [line for line in lines if line and not re.search(KERNEL_WARNINGS, line)]
     if lines:
         raise Failure('the kernel complains: ' + '\n'.join(lines))
     text = guest.ssh('lspci -vv 2>&1')
-    if len(re.findall(r'Kernel driver in use: virtio-pci', text)) < 4:
-        raise Failure(f'lspci misses a device: {text}')
+    for driver, wanted in (('virtio-pci', virtio), ('ahci', ahci)):
+        if len(re.findall(rf'Kernel driver in use: {driver}$', text, re.M)) != wanted:
+            raise Failure(f'lspci: {driver} does not have {wanted} devices: {text}')
     bad = re.search(r'.*(lspci:|pcilib:|access denied|!!!|<chain|disabled\]|virtual\]|ignored|unassigned).*', text)
     if bad:
         raise Failure(f'lspci complains: {bad.group(0)}')
@@ -196,11 +201,11 @@ def system(args, work):
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f'http://10.0.2.2:{server.server_address[1]}/'
-    with Guest(args, work, disk, cpus=2,
+    with Guest(args, work, disk, cpus=2, user=True,
                more=['-s', f'6,virtio-blk,{spare},fault=write:ENOSPC:3', '-s', f'7,virtio-blk,{third}']) as guest:
         guest.wait()
         guest.check_running()
-        check_quiet(guest)
+        check_quiet(guest, virtio=5)
         discards(guest, '/dev/vdc', third)
         console = guest.console.read_text(errors='replace')
         if 'skep login:' not in console:
@@ -218,7 +223,7 @@ def system(args, work):
         text = guest.ssh('dd if=/dev/zero of=/dev/vdb bs=64k count=8 oflag=direct', check=False)
         if 'Input/output error' not in text and 'No space left' not in text:
             raise Failure(f'dd noticed nothing: {text}')
-        guest.poweroff()
+        guest.end()
         if not re.search(r'spare\.img: write of .*No space left on device', guest.stderr()):
             raise Failure(f'skep says nothing about the disk that is full: {guest.stderr()}')
         if re.search(r'error, dev vda|Remounting filesystem read-only|transmit queue.*timed out', console):
@@ -260,14 +265,14 @@ def kills(args, work, count, options):
     disk = copy_of(args.image, work)
     confirmed = 0
     for turn in range(count + 1):
-        with Guest(args, work, disk, options) as guest:
+        with Guest(args, work, disk, options, user=True) as guest:
             guest.wait()
             if turn:
                 kept = int(re.search(r'records (\d+)', guest.ssh(f"python3 -c '{READER}'")).group(1))
                 if kept < confirmed:
                     raise Failure(f'turn {turn}: {confirmed} records were confirmed, {kept} are there')
             if turn == count:
-                guest.poweroff()
+                guest.end('reboot', REBOOT)
                 break
             writer = subprocess.Popen(guest.ssh_command(f"python3 -c '{WRITER}'"), stdin=subprocess.DEVNULL,
                                       stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -308,7 +313,7 @@ def ahci(args, work):
         found = re.search(complaint, guest.ssh('dmesg'))
         if found:
             raise Failure(f'the kernel of the disk complains: {found.group(0)}')
-        guest.poweroff()
+        guest.end()
     fsck(disk)
     with Guest(args, work, files / 'cd.iso', device='ahci-cd', files=files,
                root='root=/dev/sr0 rootfstype=iso9660 overlayroot=tmpfs') as guest:
@@ -317,7 +322,26 @@ def ahci(args, work):
         found = re.search(complaint, guest.ssh('dmesg'))
         if found:
             raise Failure(f'the kernel of the CD complains: {found.group(0)}')
-        guest.poweroff()
+        guest.end()
+
+
+def transports(args, work):
+    """virtio's legacy interface; and interrupts by wire, to which Linux resorts where there is no MSI-X."""
+    for words, options, command, wanted in (
+            (' virtio_pci.force_legacy=1', [], 'cut -c33 /sys/bus/virtio/devices/virtio*/features', '0 0 0'),
+            ('', ['-W'], "sed -n 's/.*IO-APIC.*fasteoi *//p' /proc/interrupts | grep -o 'virtio[0-9]*' | sort", 'virtio0 virtio1 virtio2')):
+        disk = copy_of(args.image, work)
+        with Guest(args, work, disk, cpus=2, more=options, root='root=LABEL=skep' + words, user=True) as guest:
+            guest.wait()
+            guest.check_running()
+            check_quiet(guest, virtio=3)
+            got = ' '.join(guest.ssh(command).split())
+            if got != wanted:
+                raise Failure(f'{command!r} says {got!r}')
+            guest.ssh('cd /var/tmp && fio --name=verify --size=24M --rw=randwrite --bs=4k --iodepth=128 --ioengine=libaio '
+                      '--direct=1 --fsync=64 --verify=crc32c --verify_fatal=1 --minimal', 180)
+            guest.end()
+        fsck(disk)
 
 
 TESTS = {
@@ -325,6 +349,7 @@ TESTS = {
     'kills-5': (lambda args, work: kills(args, work, 5, ''), 'long'),
     'kills-volatile': (lambda args, work: kills(args, work, 1, ',test=volatile'), 'quick'),
     'ahci': (ahci, 'long'),
+    'transports': (transports, 'long'),
     'kills-100': (lambda args, work: kills(args, work, 100, ''), 'long'),
     'kills-volatile-20': (lambda args, work: kills(args, work, 20, ',test=volatile'), 'long'),
 }

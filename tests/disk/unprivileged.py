@@ -14,10 +14,12 @@ def prepare(work, **files):
     for name, path in files.items():
         path = pathlib.Path(path)
         places[name] = work / path.name
+        places[name].unlink(missing_ok=True)
         shutil.copy(path, places[name])
         places[name].chmod(0o755)
         slirp = path.with_name('skep-slirp')
         if name == 'skep' and slirp.exists():
+            (work / slirp.name).unlink(missing_ok=True)
             shutil.copy(slirp, work)
     give(work)
     return places

@@ -244,7 +244,7 @@ def net(args, work):
         tap(guest)
         passt(guest)
         slirp_dies(guest)
-        guest.poweroff()
+        guest.end()
 
 
 def pair(args, work):
@@ -270,15 +270,15 @@ def pair(args, work):
             both_ways(two, '10.88.0.1', 'pair')
             two.ssh(f'iperf3 -s -D -p {IPERF_PORT}')
             both_ways(one, '10.88.0.2', 'pair, from the other side')
-            two.poweroff()
+            two.end()
         check_equal('the link without a peer', one.ssh('cat /sys/class/net/enp0s6/carrier').strip(), '0')
         with vm(second, '') as two:
             two.wait()
             two.ssh('ip addr add 10.88.0.2/24 dev enp0s6')
             one.ssh('ip addr replace 10.88.0.1/24 dev enp0s6')
             two.ssh('ping -c 3 -W 10 10.88.0.1')
-            two.poweroff()
-        one.poweroff()
+            two.end()
+        one.end()
 
 
 def gigabyte(args, work):
@@ -304,7 +304,7 @@ def gigabyte(args, work):
         guest.ssh(f'curl -sSf -T /mnt/file {url}/', 1200)
         note(f'1 GiB in {middle - began:.1f} s, out in {time.monotonic() - again:.1f} s')
         check_equal('1 GiB sent back', server.got, digest.hexdigest())
-        guest.poweroff()
+        guest.end()
     server.shutdown()
 
 
