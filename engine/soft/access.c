@@ -228,6 +228,34 @@ static bool canonical_range(uint64_t linear, unsigned size)
 	       (uint64_t)((int64_t)(last << 16) >> 16) == last;
 }
 
+/* Moves of whole vectors that are for aligned memory alone. */
+static bool moves_aligned(const struct insn *insn)
+{
+	switch (insn->op) {
+	case ZYDIS_MNEMONIC_MOVAPD:
+	case ZYDIS_MNEMONIC_MOVAPS:
+	case ZYDIS_MNEMONIC_MOVDQA:
+	case ZYDIS_MNEMONIC_MOVNTDQ:
+	case ZYDIS_MNEMONIC_MOVNTDQA:
+	case ZYDIS_MNEMONIC_MOVNTPD:
+	case ZYDIS_MNEMONIC_MOVNTPS:
+		return true;
+	default:
+		return insn->encoding != ENC_LEGACY || insn->op == ZYDIS_MNEMONIC_CMPXCHG16B;
+	}
+}
+
+/* Is it misaligned where that is #GP? Not with MXCSR.MM, which AMD's CPUs have, but for moves (APM vol. 1, 4.3.2). */
+static bool misaligned(struct soft_cpu *cpu, uint64_t linear, uint32_t desc)
+{
+	struct insn insn;
+
+	if (!(desc & MEM_ALIGNED) || !(linear & ((desc & MEM_SIZE) - 1)))
+		return false;
+	return !(bytes_get32(cpu->xsave + FX_MXCSR) & MXCSR_MM) || !insn_again(cpu, &insn) ||
+	       moves_aligned(&insn);
+}
+
 uint64_t soft_mem_slow(struct soft_cpu *cpu, uint64_t linear, uint32_t desc)
 {
 	struct soft_bounce *b = &cpu->bounce;
@@ -239,7 +267,7 @@ uint64_t soft_mem_slow(struct soft_cpu *cpu, uint64_t linear, uint32_t desc)
 	cpu->bounce_active = 0;
 	desc_set_rip(cpu, desc);
 	find_wanted(cpu, desc);
-	if ((desc & MEM_ALIGNED) && (linear & ((desc & MEM_SIZE) - 1)) && b->needed)
+	if (misaligned(cpu, linear, desc) && b->needed)
 		return leave(cpu, soft_raise_error(cpu, X86_GP, 0));
 	if ((cpu->mode & MODE_CODE64) && !canonical_range(linear, desc & MEM_SIZE) && b->needed) {
 		bool stack = (desc >> MEM_SEG_SHIFT & 7) == X86_SS;

@@ -30,6 +30,7 @@ enum fpu_component { XC_X87, XC_SSE, XC_AVX, XC_OPMASK = 5, XC_ZMM_HI256, XC_HI1
 #define XS_EXTENDED 576
 
 #define MXCSR_INIT 0x1f80u
+#define MXCSR_MM 0x20000u /* AMD's: SSE operands may be misaligned */
 
 /* Makes the bytes in cpu->xsave true of components whose XSTATE_BV bit is clear, for those in `mask`: the host leaves
  * stale bytes there. The bits stay as they are. */

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/soft/fpu.h"
 #include "engine/soft/lapic.h"
 #include "engine/soft/soft.h"
 #include "engine/soft/tlb.h"
@@ -69,17 +70,23 @@ static bool state_possible(const struct soft_cpu *cpu, const struct x86_state *s
 	return !(xstate_bv & ~cpu->xsave_mask) && !(s->xcr0 & ~cpu->xsave_mask) && (s->xcr0 & 1);
 }
 
+static uint32_t host_mxcsr_mask(void)
+{
+	uint8_t area[512] __attribute__((aligned(16)));
+
+	__asm__ volatile("fxsave64 %0" : "=m"(area));
+	return bytes_get32(area + FX_MXCSR_MASK);
+}
+
 /* The header beyond XSTATE_BV, reserved MXCSR bits and the bytes software may use would make XRSTOR fault. */
 static void load_xsave(struct soft_cpu *cpu, const struct x86_state *s)
 {
-	uint32_t mxcsr;
-
 	memset(cpu->xsave, 0, sizeof(cpu->xsave));
 	memcpy(cpu->xsave, s->xsave,
 	       s->xsave_size < cpu->xsave_size ? s->xsave_size : cpu->xsave_size);
-	memcpy(&mxcsr, cpu->xsave + 24, sizeof(mxcsr));
-	mxcsr &= 0xffff;
-	memcpy(cpu->xsave + 24, &mxcsr, sizeof(mxcsr));
+	bytes_set32(cpu->xsave + FX_MXCSR_MASK, host_mxcsr_mask());
+	bytes_set32(cpu->xsave + FX_MXCSR,
+		    bytes_get32(cpu->xsave + FX_MXCSR) & fpu_mxcsr_mask(cpu));
 	memset(cpu->xsave + 520, 0, 56);
 }
 

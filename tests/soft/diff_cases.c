@@ -4,6 +4,8 @@
 #include <Zydis/Zydis.h>
 #include <string.h>
 
+#include "engine/soft/fpu.h"
+
 static uint64_t rnd(struct harness *h)
 {
 	uint64_t z = (h->rng += 0x9e3779b97f4a7c15ull);
@@ -706,6 +708,7 @@ static void random_x87(struct harness *h)
 
 static void random_vectors(struct harness *h)
 {
+	const struct soft_vm *svm = h->vm->engine_data;
 	uint8_t *x = h->start.xsave;
 	uint64_t bv = cpuid_xcr0(&h->vm->cpuid) & 0xe7;
 	uint32_t mxcsr = 0x1f80, size = native_xsave_size();
@@ -717,6 +720,8 @@ static void random_vectors(struct harness *h)
 	}
 	if (below(h, 4) == 0)
 		mxcsr = (uint32_t)rnd(h) & 0xffff;
+	if (below(h, 8) == 0)
+		mxcsr |= MXCSR_MM & fpu_mxcsr_mask(svm->cpu[0]);
 	random_x87(h);
 	memset(x + 24, 0, 8);
 	memcpy(x + 24, &mxcsr, 4);

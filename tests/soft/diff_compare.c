@@ -4,6 +4,8 @@
 #include <Zydis/Zydis.h>
 #include <string.h>
 
+#include "engine/soft/fpu.h"
+
 /* The x87 registers in the order of their numbers, not of the stack. */
 static void forget_top(uint8_t *x)
 {
@@ -160,6 +162,16 @@ static bool masked_checked(const struct harness *h)
 	return (h->start.kind != KIND_64 || (h->start.rflags & X86_FL_AC)) &&
 	       (insn->suppresses || vmaskmov(insn)) && memory_fault(h->soft.vector) &&
 	       h->soft.vector != X86_PF;
+}
+
+/* With MXCSR.MM AMD's CPUs read half of an operand if the instruction uses no more, as shifts and unpacking do. */
+static bool half_of_misaligned(const struct harness *h)
+{
+	uint32_t mxcsr;
+
+	memcpy(&mxcsr, h->start.xsave + 24, sizeof(mxcsr));
+	return (mxcsr & MXCSR_MM) && h->insn.encoding == ENC_LEGACY && h->insn.mem_size == 16 &&
+	       h->native.vector != X86_PF && h->soft.vector == X86_PF;
 }
 
 /* Nor whether BOUND reads the upper bound when the lower one is broken already. */
@@ -351,7 +363,7 @@ bool same(struct harness *h)
 	bool top_is_open = a->vector >= 0 && h->insn.map == 1 && h->insn.encoding == ENC_LEGACY;
 
 	if (masked_checked(h) || branch_beyond(h) || half_precision(h) ||
-	    x87_store_did_not_look(h) || masked_store_looked(h))
+	    x87_store_did_not_look(h) || masked_store_looked(h) || half_of_misaligned(h))
 		return true;
 	normalize(a->xsave, top_is_open);
 	normalize(b->xsave, top_is_open);

@@ -1,11 +1,13 @@
 /*
  * The soft engine's accesses that a device answers, exit by exit, with a guest of a few instructions: how often the device
- * is asked, for what, and that its answer arrives whatever becomes of the instruction meanwhile.
+ * is asked, for what, and that its answer arrives whatever becomes of the instruction meanwhile. And that the code cache is
+ * two mappings, neither of which can be both written and executed.
  */
 #include <cpuid.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -331,6 +333,31 @@ static void test_vector_store(void **state)
 	assert_int_equal(g->access[0].value, 0xa1000000a0);
 }
 
+/* ---- the code cache ----------------------------------------------------------------------------------- */
+
+/* Nothing that can be executed can be written, at any address: the cache is mapped twice. */
+static void test_no_writable_code(void **state)
+{
+	struct guest *g = *state;
+	unsigned executable = 0;
+	char line[512];
+	FILE *maps;
+
+	begin(g);
+	run_code(g, CODE + 0x80, mov_eax_rbx, 0);
+	maps = fopen("/proc/self/maps", "r");
+	assert_non_null(maps);
+	while (fgets(line, sizeof(line), maps)) {
+		const char *rights = strchr(line, ' ');
+
+		assert_non_null(rights);
+		assert_false(rights[2] == 'w' && rights[3] == 'x');
+		executable += rights[3] == 'x' && strstr(line, "/dev/zero");
+	}
+	fclose(maps);
+	assert_int_equal(executable, 1);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -341,6 +368,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_masked_load, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_masked_edge, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_vector_store, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_no_writable_code, setup, teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
