@@ -83,6 +83,7 @@ struct soft_block {
 	uint32_t start;		/* offset in code memory of its first byte */
 	uint32_t code;		/* .. of its `cross` entry */
 	uint32_t local;		/* .. of its `local` entry */
+	uint32_t unchecked;	/* .. of what follows that entry's look at run_ok */
 	uint32_t code_len;	/* from `start` */
 	struct block_pc *pcs;
 	struct block_link *links;
@@ -148,8 +149,8 @@ struct soft_block *soft_translate(struct soft_cpu *cpu, const struct block_key *
 
 /* Under svm->lock: gives a far link its place in soft_tlb.far[]; false: there is none left. */
 bool cache_far_new(struct soft_vm *svm, struct block_link *link);
-/* Patches a link to its target's local entry, both valid and of one mode; atomic for vCPUs that
- * execute there. Under svm->lock. */
+/* Patches a link to its target's local entry, or behind that one's look at run_ok; both valid and of one mode; atomic
+ * for vCPUs that execute there. Under svm->lock. */
 void block_link(struct soft_vm *svm, struct block_link *link, struct soft_block *to);
 
 /* Any thread: is there translated code on this guest page? (then writes need invalidation). No lock. */

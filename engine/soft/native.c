@@ -18,23 +18,20 @@ enum cpuid_reg { EAX, EBX, ECX, EDX };
 #define LEAFX 0x80000001u
 
 struct isa_entry {
-	uint8_t set; /* ZYDIS_ISA_SET_* */
+	bool named;
 	uint8_t state;
 	uint32_t leaf; /* 0: always there */
 	uint8_t reg, bit;
 };
 
-#define I(set, state, leaf, reg, bit)                              \
-	{                                                          \
-		ZYDIS_ISA_SET_##set, STATE_##state, leaf, reg, bit \
-	}
+#define I(set, state, leaf, reg, bit) [ZYDIS_ISA_SET_##set] = {true, STATE_##state, leaf, reg, bit}
 #define I_AVX512(set, bit_reg, bit)                                                           \
 	I(set##_128, AVX512, LEAF7, bit_reg, bit), I(set##_256, AVX512, LEAF7, bit_reg, bit), \
 		I(set##_512, AVX512, LEAF7, bit_reg, bit)
 
 /* CPUID bits: SDM vol. 2 CPUID, APM vol. 3 appendix E. The EVEX forms of AES, GFNI and PCLMUL need AVX512F
  * too, which every host that has AVX512 state has. */
-static const struct isa_entry isa_table[] = {
+static const struct isa_entry isa_table[ISA_SETS] = {
 	I(I86, NONE, 0, 0, 0),
 	I(I186, NONE, 0, 0, 0),
 	I(I286REAL, NONE, 0, 0, 0),
@@ -133,18 +130,18 @@ void native_isa_init(bool isa[ISA_SETS], const struct cpuid_table *model)
 	bool vl = model_has(model, &(struct isa_entry){.leaf = LEAF7, .reg = EBX, .bit = 31});
 
 	memset(isa, 0, sizeof(bool) * ISA_SETS);
-	for (unsigned i = 0; i < sizeof(isa_table) / sizeof(isa_table[0]); i++) {
-		const struct isa_entry *e = &isa_table[i];
+	for (unsigned set = 0; set < ISA_SETS; set++) {
+		const struct isa_entry *e = &isa_table[set];
 
-		isa[e->set] = model_has(model, e);
+		isa[set] = e->named && model_has(model, e);
 		/* The 128 and 256 bit forms of AVX-512 are AVX512VL's. */
 		if (e->state == STATE_AVX512 && !vl) {
-			const char *name = ZydisISASetGetString(e->set);
+			const char *name = ZydisISASetGetString(set);
 			size_t len = name ? strlen(name) : 0;
 
 			if (len > 4 &&
 			    (!strcmp(name + len - 4, "_128") || !strcmp(name + len - 4, "_256")))
-				isa[e->set] = false;
+				isa[set] = false;
 		}
 	}
 }
@@ -152,8 +149,6 @@ void native_isa_init(bool isa[ISA_SETS], const struct cpuid_table *model)
 /* What state an instruction uses; the decoder files some of the x87's under sets of other instructions. */
 static enum isa_state isa_state(const struct insn *insn)
 {
-	uint16_t set = insn->isa;
-
 	switch (insn->op) {
 	case ZYDIS_MNEMONIC_FCOMI:
 	case ZYDIS_MNEMONIC_FCOMIP:
@@ -164,10 +159,7 @@ static enum isa_state isa_state(const struct insn *insn)
 	default:
 		break;
 	}
-	for (unsigned i = 0; i < sizeof(isa_table) / sizeof(isa_table[0]); i++)
-		if (isa_table[i].set == set)
-			return isa_table[i].state;
-	return STATE_NONE;
+	return isa_table[insn->isa].state;
 }
 
 bool native_is_vector(const struct insn *insn)

@@ -86,6 +86,14 @@ static void patch_rel32(struct soft_vm *svm, uint32_t place, uint32_t target)
 
 static void jumps_void(struct soft_vm *svm);
 
+/* Who goes forward in a page need not look at run_ok: it comes to the end, or to a block that does. */
+static uint32_t link_entry(const struct block_link *link, const struct soft_block *to)
+{
+	bool forward = !link->far && to->key.gpa > link->from->key.gpa;
+
+	return forward ? to->unchecked : to->local;
+}
+
 void block_link(struct soft_vm *svm, struct block_link *link, struct soft_block *to)
 {
 	/* Nobody may take it on the word of an entry that speaks of other pages. */
@@ -96,7 +104,7 @@ void block_link(struct soft_vm *svm, struct block_link *link, struct soft_block 
 	link->was = to;
 	link->next_in = to->in;
 	to->in = link;
-	patch_rel32(svm, link->patch, to->local);
+	patch_rel32(svm, link->patch, link_entry(link, to));
 	atomic_fetch_add_explicit(&svm->n_linked, 1, memory_order_relaxed);
 }
 

@@ -204,6 +204,7 @@ static void emit_head(struct translation *t, struct soft_block *block)
 	emit_store(e, 8, CPU(page_rip), H_RCX);
 	t->local = emit_pos(e);
 	block->local = t->base + t->local;
+	block->unchecked = block->local;
 	/* A block of one instruction always executes it: its end is a single step's or a shadow's end. */
 	if (t->mode & (MODE_STEP | MODE_SHADOW))
 		return;
@@ -211,6 +212,7 @@ static void emit_head(struct translation *t, struct soft_block *block)
 	jump = emit_jrcxz(e);
 	if (!e->overflow)
 		e->start[jump] = (uint8_t)(out - (jump + 1));
+	block->unchecked = t->base + emit_pos(e);
 }
 
 /* Copies the instruction's bytes out of `bytes` and decodes; an undecodable one becomes #UD or #GP. */
