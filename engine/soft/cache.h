@@ -90,6 +90,14 @@ struct soft_block {
 	struct block_link *in; /* links that lead here */
 };
 
+#define SOFT_COMPONENTS 8
+
+/* Where a component of vector state lies in XSAVE's standard format; size 0: the model has not got it. */
+struct soft_component {
+	uint16_t offset, size;
+	bool align; /* in the compacted format */
+};
+
 struct soft_cache; /* cache.c */
 
 struct soft_vm {
@@ -110,9 +118,11 @@ struct soft_vm {
 	struct soft_trace *trace;	 /* soft.trace=FILE, or NULL */
 	struct soft_profile *profile;	 /* profile.h, or NULL */
 	struct translation *translation; /* the translator's workspace, under `lock` */
-	uint64_t arch_capabilities;	 /* soft_arch_capabilities() */
-	bool isa[ISA_SETS];		 /* which instructions the CPU model shows: native.h */
-	bool intel, amd; /* whose the CPU model is: where their CPUs differ, that decides */
+	struct soft_component component[SOFT_COMPONENTS]; /* fpu_model() */
+	uint32_t xsave_options;				  /* CPUID leaf 13, subleaf 1, EAX */
+	uint64_t arch_capabilities;			  /* soft_arch_capabilities() */
+	bool isa[ISA_SETS]; /* which instructions the CPU model shows: native.h */
+	bool intel, amd;    /* whose the CPU model is: where their CPUs differ, that decides */
 	_Atomic uint64_t n_translated, n_linked, n_invalidated, n_flushes, n_tlb_miss, n_slow,
 		n_faults;
 };

@@ -11,6 +11,8 @@
 
 #include <string.h>
 
+_Static_assert(XC_MAX <= SOFT_COMPONENTS, "a component has no place in the table");
+
 #define FCW_INIT 0x37f
 #define FCW_WRITABLE 0x1f3f
 #define FCW_ONE 0x40 /* reads as one */
@@ -22,17 +24,31 @@
 
 /* ---- state -------------------------------------------------------------------------------------------- */
 
+void fpu_model(struct soft_vm *svm, const struct cpuid_table *model)
+{
+	const struct cpuid_leaf *options = cpuid_find(model, 0xd, 1);
+
+	svm->xsave_options = options ? options->regs.eax : 0;
+	for (unsigned n = 2; n < XC_MAX; n++) {
+		const struct cpuid_leaf *leaf = cpuid_find(model, 0xd, n);
+
+		if (leaf && leaf->regs.ebx + leaf->regs.eax <= X86_XSAVE_MAX)
+			svm->component[n] =
+				(struct soft_component){.offset = (uint16_t)leaf->regs.ebx,
+							.size = (uint16_t)leaf->regs.eax,
+							.align = leaf->regs.ecx & 2};
+	}
+}
+
 bool fpu_component(const struct soft_cpu *cpu, unsigned n, unsigned *offset, unsigned *size,
 		   bool *align)
 {
-	const struct cpuid_leaf *leaf = cpuid_find(&cpu->svm->vm->cpuid, 0xd, n);
+	const struct soft_component *c = &cpu->svm->component[n];
 
-	if (!leaf || !leaf->regs.eax || leaf->regs.ebx + leaf->regs.eax > X86_XSAVE_MAX)
-		return false;
-	*offset = leaf->regs.ebx;
-	*size = leaf->regs.eax;
-	*align = leaf->regs.ecx & 2;
-	return true;
+	*offset = c->offset;
+	*size = c->size;
+	*align = c->align;
+	return c->size;
 }
 
 static void component_init(struct soft_cpu *cpu, unsigned n)

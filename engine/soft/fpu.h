@@ -7,6 +7,7 @@
 
 #include "engine/soft/cpu.h"
 #include "engine/soft/decode.h"
+#include "vmm/cpuid.h"
 
 /* The full helper for an instruction of these families, NULL if it is none (or one that no guest has: XSAVES). */
 soft_helper fpu_helper_for(const struct insn *insn);
@@ -37,6 +38,8 @@ enum fpu_component { XC_X87, XC_SSE, XC_AVX, XC_OPMASK = 5, XC_ZMM_HI256, XC_HI1
 void fpu_materialize(struct soft_cpu *cpu, uint64_t mask);
 /* The same before they are changed: the bits become set. */
 void fpu_modify(struct soft_cpu *cpu, uint64_t mask);
+/* What the CPU model says of them, for fpu_component(): before any vCPU runs. */
+void fpu_model(struct soft_vm *svm, const struct cpuid_table *model);
 /* Where the host, and so the guest, has component n >= 2 in the standard format; false if the model has none. */
 bool fpu_component(const struct soft_cpu *cpu, unsigned n, unsigned *offset, unsigned *size,
 		   bool *align);

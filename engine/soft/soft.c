@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "engine/soft/fpu.h"
 #include "engine/soft/lapic.h"
 #include "engine/soft/profile.h"
 #include "engine/soft/tlb.h"
@@ -291,6 +292,7 @@ static int soft_vcpu_create(struct vcpu *vcpu, struct error *err)
 	atomic_store(&cpu->run_ok, 1);
 	if (vcpu->index == 0) {
 		native_isa_init(svm->isa, &vcpu->vm->cpuid);
+		fpu_model(svm, &vcpu->vm->cpuid);
 		svm->intel = cpuid_vendor(&vcpu->vm->cpuid) == CPUID_INTEL;
 		svm->amd = cpuid_vendor(&vcpu->vm->cpuid) == CPUID_AMD;
 		svm->maxphyaddr = physical_width(&vcpu->vm->cpuid);

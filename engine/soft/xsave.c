@@ -60,9 +60,7 @@ static unsigned area_size(const struct soft_cpu *cpu, uint64_t xcomp, uint64_t c
 
 static bool model_option(const struct soft_cpu *cpu, unsigned bit)
 {
-	const struct cpuid_leaf *leaf = cpuid_find(&cpu->svm->vm->cpuid, 0xd, 1);
-
-	return leaf && (leaf->regs.eax >> bit & 1);
+	return cpu->svm->xsave_options >> bit & 1;
 }
 
 /* The address of the area, after the checks that all forms make. */

@@ -228,6 +228,7 @@ static int setup(void **state)
 	}
 	b->cpu = aligned_alloc(64, sizeof(*b->cpu));
 	memset(b->cpu, 0, sizeof(*b->cpu));
+	fpu_model(&b->svm, &b->f->vm.cpuid);
 	b->cpu->svm = &b->svm;
 	assert_int_equal(soft_tlb_init(b->cpu), 0);
 	__cpuid_count(0xd, 0, a, ebx, c, d);
