@@ -665,6 +665,24 @@ uint64_t operand_address(const struct harness *h)
 	return (sum & reach_of(i->addrsize)) + segment_base(h, i->mem_seg);
 }
 
+/* Where no target can be put (read-only data), the branch may find itself, for ever. Then it is another instruction. */
+static void break_circle(struct harness *h, uint64_t linear)
+{
+	uint64_t found = 0;
+
+	if (linear < DATA || linear > RODATA_END - 8)
+		return;
+	for (unsigned i = 0; i < 8; i++) {
+		uint64_t at = linear - DATA + i;
+
+		found |= (uint64_t)(at < DATA_SIZE ? h->data_start : h->data)[at] << 8 * i;
+	}
+	if ((found ^ h->start.rip) & reach_of(h->insn.opsize))
+		return;
+	h->bytes[0] = 0x90;
+	insn_decode(h->bytes, 15, h->mode, &h->insn);
+}
+
 static void aim_branch(struct harness *h)
 {
 	struct insn *i = &h->insn;
@@ -680,10 +698,12 @@ static void aim_branch(struct harness *h)
 		insn_decode(h->bytes, 15, h->mode, i);
 	} else if (i->has_mem) {
 		put_data(h, operand_address(h), target);
+		break_circle(h, operand_address(h));
 	} else if (i->opcode == 0xff) {
 		h->start.gpr[i->rm] = target;
 	} else {
 		put_data(h, stack_top(h), target);
+		break_circle(h, stack_top(h));
 	}
 }
 
