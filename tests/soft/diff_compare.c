@@ -171,7 +171,8 @@ static bool half_of_misaligned(const struct harness *h)
 
 	memcpy(&mxcsr, h->start.xsave + 24, sizeof(mxcsr));
 	return (mxcsr & MXCSR_MM) && h->insn.encoding == ENC_LEGACY && h->insn.mem_size == 16 &&
-	       h->native.vector != X86_PF && h->soft.vector == X86_PF;
+	       h->soft.vector == X86_PF &&
+	       (h->native.vector != X86_PF || h->native.rip != h->soft.rip);
 }
 
 /* Nor whether BOUND reads the upper bound when the lower one is broken already. */
