@@ -37,6 +37,8 @@ clock=/sys/devices/system/clocksource/clocksource0
 echo "t:up=$(cut -d' ' -f1 /proc/uptime)"
 echo "t:arch=$(uname -m)"
 echo "t:cpus=$(grep -c ^processor /proc/cpuinfo)"
+# Where the CPU does not tell the TSC's rate, as AMD's, the kernel measures it for a second before it is more than early.
+for i in $(seq 50); do [ $(cat $clock/current_clocksource) = tsc-early ] || break; sleep 0.1; done
 echo "t:clock=$(cat $clock/current_clocksource)"
 echo "t:clocks=$(cat $clock/available_clocksource)"
 echo "t:mib=$(($(sed -n 's/MemTotal: *\([0-9]*\).*/\1/p' /proc/meminfo) / 1024))"
