@@ -37,12 +37,20 @@ struct pci_wire {
 	bool routed;
 };
 
+/* A piece of an address space, taken for the BARs of one bus. */
+struct pci_piece {
+	struct pci_window window;
+	uint8_t bus;
+	struct pci_piece *next;
+};
+
 struct pci_bus {
 	struct device device;
 	struct pci_bus_state state;
 	struct io_range ports, ecam;
 	struct pci_wire wire[PCI_WIRES];
 	struct pci_function *functions; /* those added */
+	struct pci_piece *pieces;	/* of the buses behind the first */
 	unsigned waiting;		/* BARs that found something else where they should be */
 	struct device *reset;
 	uint8_t (*reset_read)(struct device *reset);
@@ -296,30 +304,112 @@ static const struct pci_bar *assigned_overlap(const struct pci_bus *bus,
 	return NULL;
 }
 
-/* Nobody else does it: there is no firmware. First fit in the windows that _CRS names. */
+/* The whole of a space; what is left of it to bus 0 ends where the pieces begin. */
+static struct pci_window space_whole(const struct pci_bus *bus, enum pci_space space)
+{
+	uint64_t mem64 = pci_mem64_base(MEMORY_HIGH_BASE + bus->device.vm->memory.high);
+
+	switch (space) {
+	case PCI_SPACE_IO:
+		return (struct pci_window){space, PCI_IO_BASE, PCI_IO_END - 1};
+	case PCI_SPACE_MEM32:
+		return (struct pci_window){space, PCI_MEM32_BASE, PCI_MEM32_END - 1};
+	default:
+		return (struct pci_window){space, mem64, mem64 + PCI_MEM64_SIZE - 1};
+	}
+}
+
+static struct pci_window space_of_first_bus(const struct pci_bus *bus, enum pci_space space)
+{
+	struct pci_window window = space_whole(bus, space);
+
+	for (const struct pci_piece *p = bus->pieces; p; p = p->next)
+		if (p->window.space == space && p->window.base <= window.last)
+			window.last = p->window.base - 1;
+	return window;
+}
+
+void pci_windows(struct pci_bus *bus, uint8_t number,
+		 void (*each)(void *arg, const struct pci_window *window), void *arg)
+{
+	for (unsigned space = 0; space < PCI_SPACES && number == 0; space++) {
+		struct pci_window window = space_of_first_bus(bus, (enum pci_space)space);
+
+		if (space == PCI_SPACE_IO)
+			window.base = PCI_IO_FIRST;
+		each(arg, &window);
+	}
+	for (const struct pci_piece *p = bus->pieces; p; p = p->next)
+		if (p->bus == number)
+			each(arg, &p->window);
+}
+
+/* First fit. */
+static bool bar_fit(struct pci_bus *bus, struct pci_function *fn, struct pci_bar *bar,
+		    const struct pci_window *window)
+{
+	uint64_t base = (window->base + bar->size - 1) & ~(bar->size - 1);
+	const struct pci_bar *other;
+
+	while ((other = assigned_overlap(bus, fn, bar->kind == PCI_BAR_IO, base, bar->size)))
+		base = (other->assigned + other->size + bar->size - 1) & ~(bar->size - 1);
+	if (base + bar->size - 1 > window->last)
+		return false;
+	bar->assigned = base;
+	return true;
+}
+
+/* Takes the uppermost piece of a space that is free, for a function whose bus needs `size` bytes more. */
+static struct pci_piece *piece_take(struct pci_bus *bus, const struct pci_function *fn,
+				    enum pci_space space, uint64_t size)
+{
+	static const uint64_t least[PCI_SPACES] = {0x400, 1 << 20, 1 << 20};
+	struct pci_window left = space_of_first_bus(bus, space);
+	struct pci_piece *piece;
+	uint64_t base;
+
+	if (size < least[space])
+		size = least[space];
+	if (left.last - left.base + 1 < size)
+		return NULL;
+	base = (left.last + 1 - size) & ~(size - 1);
+	if (base < left.base || assigned_overlap(bus, fn, space == PCI_SPACE_IO, base, size))
+		return NULL;
+	piece = malloc(sizeof(*piece));
+	if (!piece)
+		return NULL;
+	*piece = (struct pci_piece){{space, base, base + size - 1}, fn->addr.bus, bus->pieces};
+	bus->pieces = piece;
+	return piece;
+}
+
+static enum pci_space bar_space(const struct pci_bar *bar)
+{
+	if (bar->kind == PCI_BAR_IO)
+		return PCI_SPACE_IO;
+	return bar->kind == PCI_BAR_MEM64 && bar->size >= PCI_BAR_LARGE ? PCI_SPACE_MEM64
+									: PCI_SPACE_MEM32;
+}
+
+/* Nobody else does it: there is no firmware. In the windows that _CRS names. */
 static int bar_assign(struct pci_bus *bus, struct pci_function *fn, struct pci_bar *bar,
 		      struct error *err)
 {
-	const struct memory *mem = &bus->device.vm->memory;
-	uint64_t base = PCI_MEM32_BASE, end = PCI_MEM32_END;
-	const struct pci_bar *other;
+	enum pci_space space = bar_space(bar);
+	struct pci_window first = space_of_first_bus(bus, space);
+	struct pci_piece *piece;
 
-	if (bar->kind == PCI_BAR_IO) {
-		base = PCI_IO_BASE;
-		end = PCI_IO_END;
-	} else if (bar->kind == PCI_BAR_MEM64 && bar->size >= PCI_BAR_LARGE) {
-		base = pci_mem64_base(MEMORY_HIGH_BASE + mem->high);
-		end = base + PCI_MEM64_SIZE;
-	}
-	base = (base + bar->size - 1) & ~(bar->size - 1);
-	while ((other = assigned_overlap(bus, fn, bar->kind == PCI_BAR_IO, base, bar->size)))
-		base = (other->assigned + other->size + bar->size - 1) & ~(bar->size - 1);
-	if (base + bar->size > end)
-		return error_set(err, ENOSPC,
-				 "no room left for a BAR of %llu bytes: too many PCI devices",
-				 (unsigned long long)bar->size);
-	bar->assigned = base;
-	return 0;
+	if (fn->addr.bus == 0 && bar_fit(bus, fn, bar, &first))
+		return 0;
+	for (piece = bus->pieces; piece; piece = piece->next)
+		if (piece->bus == fn->addr.bus && piece->window.space == space &&
+		    bar_fit(bus, fn, bar, &piece->window))
+			return 0;
+	piece = fn->addr.bus ? piece_take(bus, fn, space, bar->size) : NULL;
+	if (piece && bar_fit(bus, fn, bar, &piece->window))
+		return 0;
+	return error_set(err, ENOSPC, "no room left for a BAR of %llu bytes: too many PCI devices",
+			 (unsigned long long)bar->size);
 }
 
 static int function_assign(struct pci_bus *bus, struct pci_function *fn, struct error *err)
@@ -1027,6 +1117,12 @@ static void pci_bus_destroy(struct device *device)
 		vm->pci = NULL;
 	for (unsigned i = 0; i < PCI_BUSES; i++)
 		free(bus->bus[i]);
+	while (bus->pieces) {
+		struct pci_piece *next = bus->pieces->next;
+
+		free(bus->pieces);
+		bus->pieces = next;
+	}
 	device_free(device);
 }
 

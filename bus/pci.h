@@ -34,13 +34,23 @@ struct vm;
 #define PCI_CONFIG_EXTENDED_SIZE 4096 /* PCI Express */
 
 /* Where BARs may live, as the host bridge's _CRS tells the guest. */
-#define PCI_IO_BASE 0x3000u /* 0x2000 has pc-testdev, where kvm-unit-tests look for it */
+#define PCI_IO_FIRST 0x0d00u /* below PCI_IO_BASE are ISA devices, which are bus 0's too */
+#define PCI_IO_BASE 0x3000u  /* 0x2000 has pc-testdev, where kvm-unit-tests look for it */
 #define PCI_IO_END 0x10000u
 #define PCI_MEM32_BASE 0xc0000000ull
 #define PCI_MEM32_END 0xe0000000ull
 #define PCI_ECAM_BASE 0xe0000000ull
 #define PCI_ECAM_SIZE 0x10000000ull
 #define PCI_MEM64_SIZE (32ull << 30)
+
+/* A part of an address space in which BARs of a bus may lie, both ends included. Bus 0 has all of a space but the pieces
+ * that other buses took, from the top: each bus that has functions is behind a host bridge of its own. */
+enum pci_space { PCI_SPACE_IO, PCI_SPACE_MEM32, PCI_SPACE_MEM64, PCI_SPACES };
+
+struct pci_window {
+	enum pci_space space;
+	uint64_t base, last;
+};
 
 /* Registers of the type 0 header */
 #define PCI_VENDOR_ID 0x00
@@ -265,6 +275,10 @@ static inline unsigned pci_intx_wire(unsigned slot, unsigned pin)
 
 /* PIRQ routing, by the LPC bridge: the wire also drives this ISA interrupt; 0: none. */
 void pci_wire_route(struct pci_bus *bus, unsigned wire, unsigned isa_irq);
+
+/* Calls `each` for every window of a bus. Once all functions were added. */
+void pci_windows(struct pci_bus *bus, uint8_t number,
+		 void (*each)(void *arg, const struct pci_window *window), void *arg);
 
 /* The 64-bit window for BARs: above all RAM that ends at `ram_end`, a multiple of its own size. */
 static inline uint64_t pci_mem64_base(uint64_t ram_end)

@@ -39,24 +39,33 @@ static void put_processors(struct aml *aml, struct vm *vm)
 
 /* --- the root bridge ------------------------------------------------------------------------------- */
 
+static void put_window(void *arg, const struct pci_window *window)
+{
+	struct aml *aml = arg;
+
+	switch (window->space) {
+	case PCI_SPACE_IO:
+		aml_res_io_window(aml, (uint16_t)window->base, (uint16_t)window->last);
+		break;
+	case PCI_SPACE_MEM32:
+		aml_res_mem32_window(aml, (uint32_t)window->base, (uint32_t)window->last);
+		break;
+	default:
+		aml_res_mem64_window(aml, window->base, window->last);
+	}
+}
+
 static void put_root_resources(struct aml *aml, struct vm *vm, uint8_t bus)
 {
-	const struct memory *mem = &vm->memory;
-	uint64_t mem64 =
-		pci_mem64_base(mem->high ? MEMORY_HIGH_BASE + mem->high : MEMORY_HIGH_BASE);
-
 	aml_name(aml, "_CRS");
 	aml_resources(aml);
 	aml_res_bus_window(aml, bus, bus);
-	/* All windows are bus 0's: its ports include those of the ISA devices. */
 	if (bus == 0) {
 		aml_res_io(aml, 0xcf8, 8);
 		aml_res_io_window(aml, 0x0000, 0x0cf7);
-		aml_res_io_window(aml, 0x0d00, 0xffff);
 		aml_res_mem32_window(aml, 0x000a0000, 0x000bffff);
-		aml_res_mem32_window(aml, PCI_MEM32_BASE, PCI_MEM32_END - 1);
-		aml_res_mem64_window(aml, mem64, mem64 + PCI_MEM64_SIZE - 1);
 	}
+	pci_windows(vm->pci, bus, put_window, aml);
 	aml_end(aml);
 }
 

@@ -195,7 +195,7 @@ def discards(guest, disk, image):
 def system(args, work):
     """Boots to a system without a failed unit, moves files by the network both ways, writes and reads back on the disk,
     powers off, and the file system is clean. A second disk runs full: the guest gets an I/O error, the VM lives, a line
-    says what happened. A third is discarded."""
+    says what happened. A third, on a bus of its own, is discarded."""
     disk, spare, third = copy_of(args.image, work), work / 'spare.img', work / 'third.img'
     for path, size in ((spare, 64 << 20), (third, 16 << 20)):
         with path.open('wb') as f:
@@ -204,7 +204,7 @@ def system(args, work):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f'http://10.0.2.2:{server.server_address[1]}/'
     with Guest(args, work, disk, cpus=2, user=True,
-               more=['-s', f'6,virtio-blk,{spare},fault=write:ENOSPC:3', '-s', f'7,virtio-blk,{third}']) as guest:
+               more=['-s', f'6,virtio-blk,{spare},fault=write:ENOSPC:3', '-s', f'1:7:0,virtio-blk,{third}']) as guest:
         guest.wait()
         guest.check_running()
         check_quiet(guest, virtio=5)

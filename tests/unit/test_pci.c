@@ -3,6 +3,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -425,6 +426,62 @@ static void search_goes_in_order(void **state)
 	assert_int_equal(n, 3);
 }
 
+struct windows {
+	struct pci_window window[16];
+	unsigned bus[16], n;
+	unsigned number;
+};
+
+static void keep_window(void *arg, const struct pci_window *window)
+{
+	struct windows *w = arg;
+
+	assert_true(w->n < 16);
+	assert_true(window->base <= window->last);
+	for (unsigned i = 0; i < w->n; i++)
+		assert_true(w->window[i].space != window->space ||
+			    window->last < w->window[i].base || w->window[i].last < window->base);
+	w->window[w->n] = *window;
+	w->bus[w->n++] = w->number;
+}
+
+static bool in_a_window(const struct windows *w, unsigned bus, enum pci_space space, uint64_t base,
+			uint64_t size)
+{
+	for (unsigned i = 0; i < w->n; i++)
+		if (w->bus[i] == bus && w->window[i].space == space && base >= w->window[i].base &&
+		    base + size - 1 <= w->window[i].last)
+			return true;
+	return false;
+}
+
+/* A guest believes a BAR only where _CRS of its bus's own bridge has a window. */
+static void each_bus_has_windows(void **state)
+{
+	static const char *const places[] = {"pci.0.3.0", "pci.1.3.0", "pci.0.4.0", "pci.200.0.0",
+					     "pci.1.4.1", "pci.1.5.0", "pci.1.6.0", "pci.1.7.0"};
+	struct fixture *f = *state;
+	struct windows w = {0};
+
+	for (size_t i = 0; i < sizeof(places) / sizeof(places[0]); i++)
+		add_ok(f, "virtio-rnd", places[i]);
+	for (w.number = 0; w.number < PCI_BUSES; w.number++)
+		pci_windows(f->vm.pci, (uint8_t)w.number, keep_window, &w);
+	for (size_t i = 0; i < sizeof(places) / sizeof(places[0]); i++) {
+		unsigned bus, slot, func;
+
+		assert_int_equal(sscanf(places[i], "pci.%u.%u.%u", &bus, &slot, &func), 3);
+		for (unsigned bar = 0; bar < 5; bar += bar ? 3 : 1) {
+			uint64_t at = fixture_read(f, ecam(bus, slot, func, PCI_BAR(bar)), 4);
+			bool io = at & 1;
+
+			assert_true(in_a_window(&w, bus, io ? PCI_SPACE_IO : PCI_SPACE_MEM32,
+						at & ~15ull, io ? 256 : 4096));
+		}
+	}
+	assert_false(in_a_window(&w, 2, PCI_SPACE_IO, PCI_IO_BASE, 1));
+}
+
 #define TEST(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 
 int main(void)
@@ -445,6 +502,7 @@ int main(void)
 		TEST(restore_cannot_change_what_is_fixed),
 		TEST(hostile_accesses),
 		TEST(search_goes_in_order),
+		TEST(each_bus_has_windows),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
