@@ -84,6 +84,7 @@ struct ahci_state {
 	uint8_t media[AHCI_PORTS];  /* CD_*: the drive's tray */
 	bool failed[AHCI_PORTS];    /* nothing begins until the driver starts the port again */
 	bool in_reset[AHCI_PORTS];  /* SRST was set */
+	bool uncached[AHCI_PORTS];  /* the driver turned the disk's write cache off */
 };
 
 struct ahci_slot {
@@ -181,6 +182,8 @@ void ahci_transfer_done(struct block_request *request, int error);
 /* --- ahci_ata.c and ahci_atapi.c: the commands of disks and of CD drives; each ends the command. --- */
 void ahci_disk_command(struct ahci_slot *slot);
 void ahci_cd_command(struct ahci_slot *slot);
+/* Can the image be a disc? -EINVAL with text. */
+int ahci_cd_check(const struct ahci_port *port, struct error *err);
 /* A sector could not be read. */
 void ahci_cd_unread(struct ahci_slot *slot);
 

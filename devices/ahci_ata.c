@@ -1,14 +1,51 @@
 /*
  * AHCI: the commands of a disk (ATA8-ACS): reads and writes by PIO, DMA and in the queue (NCQ), FLUSH CACHE, DATA SET
- * MANAGEMENT/TRIM, IDENTIFY DEVICE, the log of queued commands. Left out: SMART, security, power states that differ.
+ * MANAGEMENT/TRIM, IDENTIFY DEVICE, the log of queued commands; the write cache can be turned off. Left out: SMART, security,
+ * power states that differ, VERIFY (which reads nothing), features besides the transfer mode and the write cache.
  */
 #include "devices/ahci.h"
 
 #include <string.h>
 
+#define FEATURE_CACHE_ON 0x02
+#define FEATURE_TRANSFER_MODE 0x03
+#define FEATURE_CACHE_OFF 0x82
+
 static uint64_t get_lba28(const uint8_t *fis)
 {
 	return fis[4] | fis[5] << 8 | (uint64_t)fis[6] << 16 | (uint64_t)(fis[7] & 15) << 24;
+}
+
+static bool is_uncached(struct ahci_port *port)
+{
+	struct ahci *ahci = port->ahci;
+	bool uncached;
+
+	pthread_mutex_lock(&ahci->device.lock);
+	uncached = ahci->state.uncached[port->index];
+	pthread_mutex_unlock(&ahci->device.lock);
+	return uncached;
+}
+
+/* ATA8-ACS section 7.48. */
+static void ata_set_features(struct ahci_slot *slot)
+{
+	struct ahci *ahci = slot->port->ahci;
+
+	switch (slot->fis[3]) {
+	case FEATURE_TRANSFER_MODE:
+		break;
+	case FEATURE_CACHE_ON:
+	case FEATURE_CACHE_OFF:
+		pthread_mutex_lock(&ahci->device.lock);
+		ahci->state.uncached[slot->port->index] = slot->fis[3] == FEATURE_CACHE_OFF;
+		pthread_mutex_unlock(&ahci->device.lock);
+		break;
+	default:
+		ahci_slot_abort(slot);
+		return;
+	}
+	ahci_slot_end(slot, ATA_READY, 0);
 }
 
 static void ata_transfer(struct ahci_slot *slot, bool write, uint64_t lba, uint64_t sectors)
@@ -23,6 +60,7 @@ static void ata_transfer(struct ahci_slot *slot, bool write, uint64_t lba, uint6
 		ahci_slot_abort(slot);
 		return;
 	}
+	slot->flush_after |= write && is_uncached(slot->port);
 	ahci_transfer(slot, write ? BLOCK_WRITE : BLOCK_READ, lba * g->logical,
 		      sectors * g->logical);
 }
@@ -165,7 +203,8 @@ static void ata_identify(struct ahci_slot *slot)
 	id[75] = AHCI_SLOTS - 1;
 	id[76] = 1 << 8 | 3 << 1;
 	id[80] = 0x1f0;
-	id[82] = id[85] = (uint16_t)(1 << 14 | (g->write_cache ? 1 << 5 : 0));
+	id[82] = (uint16_t)(1 << 14 | (g->write_cache ? 1 << 5 : 0));
+	id[85] = is_uncached(slot->port) ? 1 << 14 : id[82];
 	id[83] = 1 << 14 | 1 << 13 | 1 << 12 | 1 << 10;
 	id[86] = 1 << 13 | 1 << 12 | 1 << 10;
 	id[84] = id[87] = 1 << 14;
@@ -275,6 +314,8 @@ void ahci_disk_command(struct ahci_slot *slot)
 		ahci_slot_end(slot, ATA_READY, 0);
 		break;
 	case ATA_SET_FEATURES:
+		ata_set_features(slot);
+		break;
 	case ATA_SET_MULTIPLE:
 	case ATA_VERIFY:
 	case ATA_VERIFY_EXT:

@@ -1,7 +1,7 @@
 /*
  * AHCI: the command engine of a port (Serial ATA AHCI 1.3.1, sections 4 and 5): a command is read once from the guest's
  * memory (header, FIS, PRD entries), checked, handed to the disk or the CD drive, moved by the back end in pieces of up
- * to AHCI_IOVS PRD entries, and ended with the FISes that the guest waits for.
+ * to AHCI_IOVS PRD entries, and ended with the FISes that the guest waits for. What is left out is said in ahci.c.
  */
 #include "devices/ahci.h"
 

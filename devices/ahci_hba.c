@@ -1,5 +1,6 @@
 /*
- * AHCI: the host bus adapter's and its ports' registers (Serial ATA AHCI 1.3.1, section 3), interrupts, and resets.
+ * AHCI: the host bus adapter's and its ports' registers (Serial ATA AHCI 1.3.1, section 3), interrupts, and resets
+ * (section 10.4). What is left out is said in ahci.c.
  */
 #include "devices/ahci.h"
 
@@ -89,7 +90,7 @@ static void port_reset(struct ahci_port *port)
 	s->cmd[p] = PORT_CMD_SPIN_UP | PORT_CMD_POWER_ON | (port->cd ? PORT_CMD_ATAPI : 0);
 	s->sctl[p] = s->serr[p] = s->sact[p] = s->ci[p] = 0;
 	port->epoch++;
-	s->failed[p] = s->in_reset[p] = false;
+	s->failed[p] = s->in_reset[p] = s->uncached[p] = false;
 	ahci_port_signature(port, false);
 }
 

@@ -184,6 +184,11 @@ static int set_up_full_disk(void **state)
 	return set_up_as(state, "ahci-hd", "write:ENOSPC:1:1");
 }
 
+static int set_up_unflushable(void **state)
+{
+	return set_up_as(state, "ahci-hd", "flush:EIO");
+}
+
 static int tear_down(void **state)
 {
 	struct driver *d = *state;
@@ -312,6 +317,33 @@ static void full_host_is_an_io_error(void **state)
 	bring_up(d);
 	prd(d, 0, BUFFER, 512);
 	assert_int_equal(command(d, 0x35, 3, 1, 1) & 1, 0);
+}
+
+/* Without its cache a write has ended when it is flushed, and a flush that fails is the write's error. */
+static void write_cache_can_be_off(void **state)
+{
+	struct driver *d = *state;
+	uint8_t fis[20] = {0x27, 0x80, 0xef, 0x82};
+	uint16_t id[256];
+
+	bring_up(d);
+	prd(d, 0, BUFFER, 512);
+	assert_int_equal(command(d, 0x35, 3, 1, 1) & 1, 0);
+	issue(d, 0, fis, 0);
+	assert_int_equal(await(d, 0) & 1, 0);
+	assert_int_equal(command(d, 0xec, 0, 0, 1) & 1, 0);
+	peek(d, BUFFER, id, sizeof(id));
+	assert_int_equal(id[82] & 1 << 5, 1 << 5);
+	assert_int_equal(id[85] & 1 << 5, 0);
+	assert_int_equal(command(d, 0x35, 3, 1, 1), 0x4051);
+	assert_logged(d, "flush of 0 bytes at 0: Input/output error");
+	bring_up(d); /* an HBA's reset turns it on */
+	assert_int_equal(command(d, 0x35, 3, 1, 1) & 1, 0);
+	assert_int_equal(command(d, 0xe7, 0, 0, 0), 0x4051);
+	bring_up(d);
+	fis[3] = 0x77;
+	issue(d, 0, fis, 0);
+	assert_int_equal(await(d, 0), 0x0451);
 }
 
 /* --- the CD drive ---------------------------------------------------------------------------------- */
@@ -546,6 +578,7 @@ int main(void)
 		TEST(noise_is_survived),
 		WITH(host_errors_are_io_errors, set_up_bad_disk),
 		WITH(full_host_is_an_io_error, set_up_full_disk),
+		WITH(write_cache_can_be_off, set_up_unflushable),
 		WITH(drive_says_what_it_is, set_up_cd),
 		WITH(disc_is_read, set_up_cd),
 		WITH(bad_packets_are_refused, set_up_cd),
