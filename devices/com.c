@@ -1,6 +1,6 @@
 /*
- * The PC's serial ports COM1 to COM4: 16550A UARTs (uart.c) at the ports and ISA interrupts that every
- * PC has them at. COM1 and COM3 share IRQ 4, COM2 and COM4 IRQ 3.
+ * The PC's serial ports COM1 to COM4: 16550A UARTs (uart.c says what there is of them and what is left out) at the
+ * ports and ISA interrupts that every PC has them at. COM1 and COM3 share IRQ 4, COM2 and COM4 IRQ 3.
  *
  * Key `path`: the console (backend/console/console.h); unset: nothing is connected.
  */

@@ -1,7 +1,8 @@
 /*
- * The host bridge at 0:0.0: a function of class 06/00 that guests want to see before they believe in
- * configuration mechanism #1. It has a PCI Express capability of a root port, by which guests tell that
- * MSI can work. It decodes nothing.
+ * The host bridge at 0:0.0: a function of class 06/00 that guests want to see before they believe in configuration
+ * mechanism #1 (PCI Local Bus Specification 3.0, section 6.2). It has a PCI Express capability of a root port (PCI Express Base
+ * Specification 3.0, section 7.8), by which guests tell that MSI can work. It decodes nothing. Left out: all that a chipset
+ * has there of its own, such as registers of the memory map; bus/pci.c is what makes accesses to configuration space.
  *
  * pcireg.vendor, pcireg.device, pcireg.revid, pcireg.subvendor and pcireg.subdevice replace its ids.
  */
