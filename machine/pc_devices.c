@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "bus/pci.h"
 #include "chipset/reset.h"
 #include "machine/pc_internal.h"
@@ -123,6 +124,24 @@ static int create_bvm(struct vm *vm, struct config *root, struct error *err)
 	return rc;
 }
 
+/* A guest looks at functions 1 to 7 of a slot only if there is a function 0 (PCI Local Bus 3.0, section 3.2.2.3.4). */
+static void warn_of_hidden_functions(struct vm *vm)
+{
+	struct pci_address addr = {0, 0, 0};
+	struct pci_function *fn;
+
+	while ((fn = pci_function_search(vm->pci, &addr, -1, -1)) != NULL) {
+		if (pci_function_find(vm->pci, (struct pci_address){addr.bus, addr.slot, 0}) ==
+		    NULL)
+			log_warn(vm->log,
+				 "%s (%s): slot %u has no function 0: guests will not see this "
+				 "one",
+				 fn->device->name, fn->device->cls->name, addr.slot);
+		if (!pci_address_next(&addr))
+			break;
+	}
+}
+
 int pc_create_devices(struct pc *pc, struct error *err)
 {
 	struct vm *vm = pc->vm;
@@ -137,6 +156,8 @@ int pc_create_devices(struct pc *pc, struct error *err)
 			      reset_control_write);
 	if (pci != NULL)
 		rc = create_functions(vm, pci, 0, err);
+	if (rc == 0)
+		warn_of_hidden_functions(vm);
 	if (rc == 0)
 		rc = create_lpcs(vm, pc->config, err);
 	return rc != 0 ? rc : create_bvm(vm, pc->config, err);
