@@ -84,6 +84,7 @@ static int port_open(struct ahci *ahci, unsigned n, bool cd, struct config *node
 	uint8_t digest[MD5_DIGEST_LENGTH];
 	uint64_t bootindex;
 	MD5_CTX md5;
+	bool ro;
 	int rc = config_check_names(node, BLOCK_OPTIONS "device pcireg port ser bootindex type",
 				    err);
 
@@ -93,9 +94,13 @@ static int port_open(struct ahci *ahci, unsigned n, bool cd, struct config *node
 	if (!rc) /* for the firmware */
 		rc = config_get_u64(node, "bootindex", 0, 0, 65535, &bootindex, err);
 	if (!rc && cd)
+		rc = config_get_bool(node, "ro", true, &ro, err);
+	if (!rc && cd)
 		rc = config_set(node, "ro", "true", err);
 	if (!rc)
 		rc = block_open(&port->block, node, ahci->device.vm->log, err);
+	if (!rc && cd)
+		rc = ahci_cd_check(port, err);
 	if (rc)
 		return rc;
 	port->slot = calloc(AHCI_SLOTS, sizeof(*port->slot));
@@ -239,6 +244,7 @@ static const struct state_field ahci_fields[] = {
 	STATE_ARRAY(struct ahci_state, media),
 	STATE_ARRAY(struct ahci_state, failed),
 	STATE_ARRAY(struct ahci_state, in_reset),
+	STATE_ARRAY(struct ahci_state, uncached),
 };
 
 static const struct state_table ahci_table =

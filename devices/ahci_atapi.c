@@ -2,6 +2,7 @@
  * AHCI: the commands of a CD drive, ATAPI packet commands (ATA8-ACS, INCITS 362 MMC-5, SPC-3): a data disc of one track, which
  * the guest can eject and take in again; after a reset of the machine it is in. Left out: audio, writing, another disc.
  */
+#include <errno.h>
 #include <string.h>
 
 #include "devices/ahci.h"
@@ -37,6 +38,19 @@ enum packet_command {
 	MODE_SENSE_10 = 0x5a,
 	READ_12 = 0xa8,
 };
+
+int ahci_cd_check(const struct ahci_port *port, struct error *err)
+{
+	const struct block_geometry *g = block_geometry(port->block);
+
+	if (g->logical <= CD_SECTOR && g->size % CD_SECTOR == 0)
+		return 0;
+	return error_set(err, EINVAL,
+			 "%s: %llu bytes in sectors of %u are no disc: the size should be a "
+			 "multiple of %u, and sectors no larger than that",
+			 block_path(port->block), (unsigned long long)g->size, g->logical,
+			 CD_SECTOR);
+}
 
 static const uint8_t *packet_of(const struct ahci_slot *slot)
 {

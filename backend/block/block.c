@@ -21,9 +21,12 @@ static int parse_fault(struct block_fault *fault, const char *text, struct error
 	} errors[] = {{"EIO", EIO}, {"ENOSPC", ENOSPC}};
 	char op[16], name[16];
 	unsigned long long first = 1, count = UINT64_MAX;
+	int used = 0;
 	unsigned i, k;
 
-	if (sscanf(text, "%15[a-z]:%15[A-Z]:%llu:%llu", op, name, &first, &count) < 2)
+	if (sscanf(text, "%15[a-z]:%15[A-Z]%n:%llu%n:%llu%n", op, name, &used, &first, &used,
+		   &count, &used) < 2 ||
+	    text[used] != '\0')
 		goto bad;
 	for (i = 0; i < 5 && strcmp(op, op_names[i]) != 0; i++)
 		;

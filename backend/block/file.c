@@ -247,6 +247,10 @@ static bool find_holder(const struct stat *st, char *out, size_t size)
 		fclose(locks);
 	if (pid <= 0)
 		return false;
+	if (pid == getpid()) {
+		snprintf(out, size, "another device of this VM");
+		return true;
+	}
 	snprintf(path, sizeof(path), "/proc/%ld/cmdline", pid);
 	locks = fopen(path, "re");
 	n = locks != NULL ? fread(title, 1, sizeof(title) - 1, locks) : 0;
@@ -350,6 +354,16 @@ static int read_alignment(struct block *block, struct error *err)
 	return 0;
 }
 
+/* Keeps errno. */
+static bool may_read(const char *path)
+{
+	int error = errno;
+	bool may = faccessat(AT_FDCWD, path, R_OK, AT_EACCESS) == 0;
+
+	errno = error;
+	return may;
+}
+
 static int open_image(struct block *block, struct error *err)
 {
 	const struct block_geometry *g = &block->geometry;
@@ -375,9 +389,9 @@ static int open_image(struct block *block, struct error *err)
 		return 0;
 	if (errno == EBUSY)
 		return error_set(err, EBUSY, "%s: in use by this host (mounted?)", block->path);
-	if (errno == EACCES || errno == EROFS)
-		return error_set(err, errno, "%s: %s%s", block->path, strerror(errno),
-				 g->read_only ? "" : "; `ro` takes no right to write");
+	if ((errno == EACCES || errno == EROFS) && !g->read_only && may_read(block->path))
+		return error_set(err, errno, "%s: %s; `ro` takes no right to write", block->path,
+				 strerror(errno));
 	if (errno == EINVAL && block->nocache)
 		return error_set(err, EINVAL, "%s: nocache: its file system has no direct I/O",
 				 block->path);

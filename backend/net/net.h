@@ -36,7 +36,7 @@
 struct net;
 
 /* The keys above, for config_check_names(). */
-#define NET_OPTIONS "backend open hostfwd listen mtu "
+#define NET_OPTIONS "backend open hostfwd listen mtu"
 
 #define NET_FRAME_MAX 65550 /* bytes: an IP packet of 65535, its Ethernet header, padding */
 #define NET_FRAME_MIN 14    /* the header */

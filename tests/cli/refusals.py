@@ -121,6 +121,11 @@ class Devices(cli.SkepTest):
             self.refused_device(f'{disk},{fifo}', [str(fifo), 'neither a file nor a block device'])
             self.refused_device(disk, ['path', 'not set'])
             self.refused_device(f'{disk},{good},bogus=1', ['bogus', 'no such option', 'nocache', 'ser'])
+            for option in ('ro=maybe', 'sectorsize=513', 'sectorsize=4096/512', 'aio=fast', 'nodelete=2x', 'snapshot=maybe',
+                           'ser=' + 21 * 'x', 'fault=read:EIO:1:2:3', 'fault=read:EIO:x', 'test=power'):
+                self.refused_device(f'{disk},{good},{option}', [option.split('=')[1]])
+        self.refused_device(f'ahci-cd,{self.image("short", 3 * 512)}', ['1536 bytes', 'no disc', '2048'])
+        self.refused_device(f'ahci-cd,{good},sectorsize=4096', ['4096', 'no disc', '2048'])
         self.refused_device('ahci', ['hd:IMAGE'])
         self.refused_device(f'ahci,hd:{good},cd:/nonexistent', ['port.1', '/nonexistent', 'No such file'])
         self.refused_device(f'ahci,hd:{good},bogus', ['port.0', 'bogus', 'no such option', 'nocache'])
@@ -135,7 +140,11 @@ class Devices(cli.SkepTest):
         for disk in self.DISKS:
             result = self.skep('-s', f'3,{disk},{secret}', '--kernel', self.guest('hello.elf'), 'vm0', **user)
             self.assertEqual((result.returncode, result.stdout), (cli.REFUSED, ''))
-            self.assertRegex(result.stderr, rf'\Askep: [^\n]*{secret}: Permission denied[^\n]*\n\Z')
+            self.assertRegex(result.stderr, rf'\Askep: [^\n]*{secret}: Permission denied\n\Z')
+        secret.chmod(0o444)
+        result = self.skep('-s', f'3,virtio-blk,{secret}', '--kernel', self.guest('hello.elf'), 'vm0', **user)
+        if user or not os.access(secret, os.W_OK):
+            self.assertRegex(result.stderr, rf'\Askep: [^\n]*{secret}: Permission denied; `ro` takes no right[^\n]*\n\Z')
 
     def test_locked_image(self):
         image = self.image('locked', 1 << 20)
@@ -144,6 +153,15 @@ class Devices(cli.SkepTest):
             self.refused_device(f'virtio-blk,{image}', [str(image), f'in use by process {os.getpid()} ('])
             fcntl.flock(file, fcntl.LOCK_EX)
             self.refused_device(f'ahci-cd,{image}', [str(image), f'in use by process {os.getpid()} ('])
+        self.refused(['-s', f'3,virtio-blk,{image}', '-s', f'4,ahci-hd,{image},ro', KERNEL, 'vm0'],
+                     ['pci.0.4.0 (ahci-hd)', str(image), 'in use by another device of this VM'])
+
+    def test_function_without_function_0(self):
+        """No guest will look for it: a word of warning, and it runs."""
+        result = self.skep('-q', '-s', '3:1,virtio-rnd', '-s', '4:0,virtio-rnd', '-s', '4:2,virtio-rnd', '--kernel',
+                           self.guest('hello.elf'), 'vm0')
+        self.assertEqual(result.returncode, 1)
+        self.assertRegex(result.stderr, r'\Askep: pci\.0\.3\.1 \(virtio-rnd\): slot 3 has no function 0[^\n]*\n\Z')
 
     def test_ports(self):
         with socket.socket() as taken:
