@@ -289,28 +289,37 @@ def kills(args, work, count, options):
     fsck(disk)
 
 
+def converse(args, path, text, wanted):
+    """Says something to a console on a UNIX socket, and waits for the answer."""
+    with socket.socket(socket.AF_UNIX) as port:
+        port.settimeout(30 * args.slow)
+        port.connect(str(path))
+        port.sendall(text)
+        seen = b''
+        while wanted not in seen:
+            part = port.recv(4096)
+            if not part:
+                raise Failure(f'{path.name} closed after {seen}')
+            seen += part
+
+
 def ahci(args, work):
-    """The system on a SATA disk, with a login prompt on hvc0 too, then on a CD with its writes in memory."""
+    """The system on a SATA disk, with a login prompt on hvc0 and a port with a name too, then on a CD with its writes in
+    memory."""
     files, reason = image(args.cache, 'disk-amd64', ('--kernel', 'linux-image-amd64', '--iso', '--include', 'pciutils'))
     if files is None:
         raise Failure(reason)
-    disk, hvc0 = copy_of(files, work), work / 'hvc0'
+    disk, hvc0, agent = copy_of(files, work), work / 'hvc0', work / 'agent'
     with Guest(args, work, disk, device='ahci-hd', files=files, cpus=2, user=True,
-               more=['-s', f'6,virtio-console,console={hvc0}']) as guest:
+               more=['-s', f'6,virtio-console,console={hvc0},agent={agent}']) as guest:
         guest.wait()
         guest.check_running()
         # By itself systemd starts one only where the driver is there from the beginning; Debian's is a module.
         guest.ssh('systemctl start serial-getty@hvc0')
-        with socket.socket(socket.AF_UNIX) as port:
-            port.settimeout(30 * args.slow)
-            port.connect(str(hvc0))
-            port.sendall(b'\n')
-            seen = b''
-            while b'login:' not in seen:
-                part = port.recv(4096)
-                if not part:
-                    raise Failure(f'hvc0 closed after {seen}')
-                seen += part
+        converse(args, hvc0, b'\n', b'login:')
+        guest.ssh("nohup sh -c 'exec 0<>/dev/virtio-ports/agent; until read word; do sleep 0.1; done; echo you said $word >&0' "
+                  '>/dev/null 2>&1 &')
+        converse(args, agent, b'hello\n', b'you said hello')
         check_quiet(guest, virtio=3, ahci=1)
         guest.end()
     fsck(disk)
