@@ -236,6 +236,34 @@ static void test_requests(void **state)
 	}
 }
 
+static bool uring_is_refused;
+
+int __real_io_uring_queue_init(unsigned entries, struct io_uring *ring, unsigned flags);
+int __wrap_io_uring_queue_init(unsigned entries, struct io_uring *ring, unsigned flags);
+int __wrap_io_uring_queue_init(unsigned entries, struct io_uring *ring, unsigned flags)
+{
+	return uring_is_refused ? -EPERM : __real_io_uring_queue_init(entries, ring, flags);
+}
+
+/* As in a container: threads do it, unless the user insists. */
+static void test_without_io_uring(void **state)
+{
+	struct block *block;
+	char path[64];
+
+	(void)state;
+	make_image(path, SIZE);
+	uring_is_refused = true;
+	refuse(path, "aio=io_uring", ENOTSUP, "aio=threads needs nothing");
+	block = open_ok(path, "aio=auto");
+	uring_is_refused = false;
+	check_vectors(block);
+	check_many(block);
+	assert_int_equal(run(block, BLOCK_FLUSH, 0, NULL, 0, 0), 0);
+	block_close(block);
+	unlink(path);
+}
+
 /* Direct I/O with memory of any alignment; tmpfs of old kernels has none. */
 static void test_nocache(void **state)
 {
@@ -313,15 +341,14 @@ static void test_volatile(void **state)
 
 static void test_locks(void **state)
 {
-	char path[64], self[32];
+	char path[64];
 	struct block *a, *b;
 
 	(void)state;
 	make_image(path, SIZE);
-	snprintf(self, sizeof(self), "process %d", getpid());
 	a = open_ok(path, "aio=threads");
-	refuse(path, "aio=threads", EBUSY, self);
-	refuse(path, "ro", EBUSY, self);
+	refuse(path, "aio=threads", EBUSY, "another device of this VM");
+	refuse(path, "ro", EBUSY, "another device of this VM");
 	refuse(path, "snapshot=on", EBUSY, "in use by");
 	block_close(a);
 	a = open_ok(path, "ro");
@@ -595,11 +622,17 @@ static void test_sectors(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_requests), cmocka_unit_test(test_nocache),
-		cmocka_unit_test(test_snapshot), cmocka_unit_test(test_volatile),
-		cmocka_unit_test(test_locks),	 cmocka_unit_test(test_killed),
-		cmocka_unit_test(test_faults),	 cmocka_unit_test(test_flush_is_fdatasync),
-		cmocka_unit_test(test_cancel),	 cmocka_unit_test(test_refusals),
+		cmocka_unit_test(test_requests),
+		cmocka_unit_test(test_without_io_uring),
+		cmocka_unit_test(test_nocache),
+		cmocka_unit_test(test_snapshot),
+		cmocka_unit_test(test_volatile),
+		cmocka_unit_test(test_locks),
+		cmocka_unit_test(test_killed),
+		cmocka_unit_test(test_faults),
+		cmocka_unit_test(test_flush_is_fdatasync),
+		cmocka_unit_test(test_cancel),
+		cmocka_unit_test(test_refusals),
 		cmocka_unit_test(test_sectors),
 	};
 
