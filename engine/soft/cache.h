@@ -118,6 +118,7 @@ struct soft_vm {
 	struct soft_trace *trace;	 /* soft.trace=FILE, or NULL */
 	struct soft_profile *profile;	 /* profile.h, or NULL */
 	struct translation *translation; /* the translator's workspace, under `lock` */
+	struct shapes *shapes;		 /* the decoder's, under `lock` */
 	struct soft_component component[SOFT_COMPONENTS]; /* fpu_model() */
 	uint32_t xsave_options;				  /* CPUID leaf 13, subleaf 1, EAX */
 	uint64_t arch_capabilities;			  /* soft_arch_capabilities() */

@@ -111,6 +111,7 @@ static void decode_reg_operand(const ZydisDecodedOperand *op, struct insn *insn)
 {
 	uint8_t number, file = reg_file(op->reg.value, &number);
 	ZydisRegisterClass cls = ZydisRegisterGetClass(op->reg.value);
+	bool written = op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
 
 	if (op->visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN ||
 	    (op->visibility == ZYDIS_OPERAND_VISIBILITY_IMPLICIT)) {
@@ -127,7 +128,7 @@ static void decode_reg_operand(const ZydisDecodedOperand *op, struct insn *insn)
 		insn->segreg = seg_number(op->reg.value);
 	else if (cls == ZYDIS_REGCLASS_CONTROL || cls == ZYDIS_REGCLASS_DEBUG)
 		insn->segreg = number;
-	if (op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) {
+	if (written) {
 		if (file == RF_GPR)
 			insn->written_gprs |= (uint16_t)(1u << number);
 		else if (file == RF_GPR8H)
@@ -137,10 +138,12 @@ static void decode_reg_operand(const ZydisDecodedOperand *op, struct insn *insn)
 	case ZYDIS_OPERAND_ENCODING_MODRM_REG:
 		insn->reg = number;
 		insn->reg_file = file;
+		insn->written_fields |= written ? FIELD_REG : 0;
 		break;
 	case ZYDIS_OPERAND_ENCODING_MODRM_RM:
 		insn->rm = number;
 		insn->rm_file = file;
+		insn->written_fields |= written ? FIELD_RM : 0;
 		break;
 	case ZYDIS_OPERAND_ENCODING_NDSNDD:
 		insn->vvvv = number;
@@ -149,6 +152,7 @@ static void decode_reg_operand(const ZydisDecodedOperand *op, struct insn *insn)
 	case ZYDIS_OPERAND_ENCODING_OPCODE:
 		insn->opreg = number;
 		insn->opreg_file = file;
+		insn->written_fields |= written ? FIELD_OPREG : 0;
 		break;
 	default:
 		break;
@@ -235,6 +239,8 @@ static void decode_immediates(const ZydisDecodedInstruction *zi, const ZydisDeco
 		if (zi->raw.imm[i].size) {
 			insn->imm[n] = zi->raw.imm[i].value.u;
 			insn->imm_size[n] = zi->raw.imm[i].size / 8;
+			if (n == 0)
+				insn->imm_signed = zi->raw.imm[i].is_signed;
 			if (zi->raw.imm[i].is_relative)
 				insn->branch = true;
 			n++;

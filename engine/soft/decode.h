@@ -24,6 +24,11 @@ enum reg_file {
 	RF_OTHER /* vector, mask, x87, segment, control */
 };
 
+/* Fields of the encoding that name a register: bits of insn.written_fields. */
+#define FIELD_REG 1
+#define FIELD_RM 2
+#define FIELD_OPREG 4
+
 struct insn {
 	uint16_t op; /* ZYDIS_MNEMONIC_* */
 	uint8_t len;
@@ -64,15 +69,17 @@ struct insn {
 	uint64_t imm
 		[2]; /* sign-extended as the instruction uses it; far pointer: offset, selector */
 	uint8_t imm_size[2]; /* in the encoding, bytes */
+	bool imm_signed;     /* imm[0] */
 	bool branch;	     /* near jump, call, loop by relative offset: imm[0] is that offset */
 	bool reads_flags, writes_flags;
 	uint8_t segreg; /* MOV Sreg, PUSH/POP Sreg: enum x86_segreg; MOV CRn/DRn: n; else REG_NONE */
 	uint16_t isa;	/* ZYDIS_ISA_SET_* */
 	/* Hidden operands: a bit for each GPR that is read or written without being named by a field. */
 	uint16_t implicit_gprs;
-	uint16_t written_gprs; /* named by a field and written; AH to BH are not counted here */
-	uint8_t written_high;  /* AH CH DH BH written: bits 0 to 3 */
-	uint8_t mask_reg;      /* EVEX opmask register, 0 if none; VMASKMOV has its mask in vvvv */
+	uint16_t written_gprs;	/* named by a field and written; AH to BH are not counted here */
+	uint8_t written_high;	/* AH CH DH BH written: bits 0 to 3 */
+	uint8_t written_fields; /* which of reg, rm, opreg those are: FIELD_* */
+	uint8_t mask_reg;	/* EVEX opmask register, 0 if none; VMASKMOV has its mask in vvvv */
 	bool suppresses; /* elements that the mask leaves out are not accessed (SDM vol. 2 section 2.8) */
 	uint8_t vector_bytes; /* EVEX: vector length */
 	bool broadcast; /* EVEX: memory has fewer elements than the register and serves in turn */
@@ -84,6 +91,17 @@ struct insn {
 /* Decodes one instruction at the start of `bytes` (n of them are there). `mode`: MODE_* bits. 0; -ENODATA: it
  * is longer than n (n < 15); -EINVAL: no instruction (#UD), or over 15 bytes (then *insn->len is 15: #GP). */
 int insn_decode(const uint8_t *bytes, unsigned n, uint32_t mode, struct insn *insn);
+
+/*
+ * The same, by shapes: instructions that differ in nothing but register numbers, displacement and immediate. Zydis decodes the
+ * first of a shape, which is kept, and the others are made of that: ten times as fast (shape.c). For the instructions that most
+ * 64-bit code is made of; others, and those near the end of `bytes`, are Zydis'. `shapes`: shapes_size() bytes, zeros at first,
+ * one thread at a time.
+ */
+struct shapes;
+uint64_t shapes_size(void);
+int insn_decode_shaped(struct shapes *shapes, const uint8_t *bytes, unsigned n, uint32_t mode,
+		       struct insn *insn);
 
 /* Makes what AMD's CPUs execute of what insn_decode() gave. -EINVAL: nothing, #UD. */
 int insn_as_amd(uint32_t mode, struct insn *insn);

@@ -83,6 +83,7 @@ static void soft_vm_destroy(struct vm *vm)
 	if (svm->code_map)
 		munmap(svm->code_map, svm->page_attr_size * sizeof(*svm->code_map));
 	free(svm->translation);
+	free(svm->shapes);
 	free(svm);
 	vm->engine_data = NULL;
 }
@@ -96,13 +97,15 @@ static int soft_vm_create(struct vm *vm, struct error *err)
 		free(svm);
 		return ret;
 	}
-	if (svm)
-		svm->translation = calloc(1, sizeof(*svm->translation));
-	if (!svm || !svm->translation) {
-		free(svm);
+	if (!svm)
+		return error_set(err, ENOMEM, "out of memory");
+	vm->engine_data = svm;
+	svm->translation = calloc(1, sizeof(*svm->translation));
+	svm->shapes = calloc(1, shapes_size());
+	if (!svm->translation || !svm->shapes) {
+		soft_vm_destroy(vm);
 		return error_set(err, ENOMEM, "out of memory");
 	}
-	vm->engine_data = svm;
 	svm->vm = vm;
 	svm->time.paused = true;
 	svm->ncpus = vm->topology.cpus;

@@ -219,7 +219,7 @@ static void emit_head(struct translation *t, struct soft_block *block)
 static soft_helper decode_or_raise(struct translation *t, const uint8_t *bytes, unsigned n,
 				   struct insn *insn)
 {
-	int ret = insn_decode(bytes, n, t->mode, insn);
+	int ret = insn_decode_shaped(t->svm->shapes, bytes, n, t->mode, insn);
 
 	if (!ret && !t->svm->intel)
 		ret = insn_as_amd(t->mode, insn);
