@@ -34,7 +34,9 @@ static enum soft_next enter_done(struct soft_cpu *cpu)
 {
 	cpu->shadow_sti = cpu->shadow_mov_ss = false;
 	soft_replay_clear(cpu);
-	cpu->step_trap = cpu->step_trap && (cpu->sysflags & X86_FL_TF);
+	/* TF counts as it is behind the instruction: what SYSCALL clears does not trap there, what SYSRET sets does at once, as
+	 * if the SYSCALL had been stepped. */
+	cpu->step_trap = cpu->sysflags & X86_FL_TF;
 	soft_update_mode(cpu);
 	return NEXT_LEAVE;
 }

@@ -81,6 +81,7 @@ GUESTS = [
     Guest('pvhinfo', '--append', 'one two=3 "four five"', *MODULES),
     Guest('except', needs=NATIVE),
     Guest('system64', needs=HARDWARE),
+    Guest('entries', needs=HARDWARE),
     Guest('vectors', needs=HARDWARE),
     Guest('transfer', needs=HARDWARE),
     Guest('paging', needs=NATIVE),
@@ -124,6 +125,7 @@ GUESTS = [
     Guest('lapic_x2apic', '-x', engines=('soft',)),
     # The same while the code cache is too small for them.
     Guest('system64_pressed', *PRESSED, source='system64', stderr=FLUSHED, engines=('soft',)),
+    Guest('entries_pressed', *PRESSED, source='entries', stderr=FLUSHED, engines=('soft',)),
     Guest('churn_pressed', '-c', '2', *PRESSED, source='churn', stderr=FLUSHED, engines=('soft',)),
     Guest('smc_pressed', *PRESSED, source='smc', stderr=FLUSHED, engines=('soft',)),
     Guest('debug', engines=('soft',)),
