@@ -9,6 +9,7 @@
  *   system.c ..  instructions that are C functions; segments, exceptions, MSRs, CPUID
  *   lapic.c      the local APIC
  *   soft.c       the engine seam: run loop, kicks, state in and out, time
+ *   t_*.c        what translate.c leaves to them: accesses, flow, kernels' own instructions
  *   entry.S      the way into translated code and out of it, and the thunks that call C from it
  *
  * REGISTERS in translated code. The guest's flags OSZAPC are the host's; every glue instruction keeps
@@ -100,6 +101,18 @@ struct soft_tlb {
  * what it may with SMAP suspended (AC=1). Without SMAP the last is used for supervisor mode always. */
 enum tlb_kind { TLB_USER, TLB_SUPER, TLB_SUPER_AC, TLB_KINDS };
 
+/*
+ * Where an instruction that only changes between user and supervisor mode, or AC, leads while the rest of the mode stays:
+ * what soft_update_mode() would find out anew each time. Jumps of `tlb` hold for `mode`; where that is not the mode wanted,
+ * the helper has to see to it. cs and ss, of SYSCALL and SYSRET: struct x86_seg from `limit` to `attr`.
+ */
+struct soft_side {
+	struct soft_tlb *tlb;
+	uint32_t mode;
+	uint32_t kind; /* enum tlb_kind */
+	uint64_t cs, ss;
+};
+
 /* ---- mode bits of a block --------------------------------------------------------------------------- */
 
 /* What else than the code bytes decides how an instruction is translated. Part of a block's key. */
@@ -136,6 +149,7 @@ enum soft_next {
 	NEXT_LEAVE, /* leave translated code; go on at cpu->rip, modes or mappings may have changed */
 	NEXT_FAULT, /* cpu->fault is to be delivered; cpu->rip is the faulting instruction (trap: the next) */
 	NEXT_EXIT, /* return to the monitor with the vm_exit that was filled in */
+	NEXT_MISSED, /* entry.S to soft_leave(): NEXT_LEAVE, from code that the jump cache has no use for */
 };
 
 /* An exception on its way to delivery. */
@@ -216,9 +230,13 @@ struct soft_cpu {
 	void *probe_stub;	 /* 0x158: soft_stub_probe */
 	uint64_t shared
 		[4]; /* 0x160: host addresses that accesses of the running block share: t_share.c */
+	struct soft_side side[TLB_KINDS]; /* 0x180: by enum tlb_kind, as if CR4.SMAP were set */
+	uint64_t side_star;		  /* 0x1e0: the STAR that their cs and ss come from */
+	void *syscall_stub, *sysret_stub; /* 0x1e8: soft_stub_syscall, soft_stub_sysret */
 	uint32_t align; /* MODE_AC: what the operand's address must be a multiple of; t_mem.c */
 
 	uint32_t mode;	 /* MODE_*, for the block to be looked up next; soft_update_mode() */
+	uint32_t kind;	 /* enum tlb_kind: which table `tlb` is */
 	bool want_plain; /* the next block, if it is at plain_rip, is one with MODE_PLAIN */
 	uint64_t plain_rip;
 	struct x86_seg seg[X86_SEGS], tr, ldtr;
@@ -286,6 +304,23 @@ _Static_assert(offsetof(struct soft_cpu, unwind) == 0xe8, "entry.S");
 _Static_assert(offsetof(struct soft_cpu, stub) == 0xf8, "entry.S");
 _Static_assert(offsetof(struct soft_cpu, xsave_mask) == 0x140, "entry.S");
 _Static_assert(offsetof(struct soft_cpu, bounce_active) == 0x150, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, side) == 0x180, "entry.S");
+_Static_assert(sizeof(struct soft_side) == 0x20, "entry.S");
+_Static_assert(NEXT_LEAVE == 1 && NEXT_FAULT == 2 && NEXT_MISSED == 4, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, side_star) == 0x1e0, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, mode) == 0x1fc, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, kind) == 0x200, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, seg[X86_CS]) == 0x228, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, seg[X86_SS]) == 0x240, "entry.S");
+_Static_assert(offsetof(struct x86_seg, unusable) == 16, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, efer) == 0x318, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, msr.star) == 0x370, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, msr.lstar) == 0x378, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, msr.sfmask) == 0x388, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, cpl) == 0x4e8, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, shadow_sti) == 0x4ec, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, shadow_mov_ss) == 0x4ed, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, event_waiting) == 0x502, "entry.S");
 
 #define ARITH_FLAGS (X86_FL_CF | X86_FL_PF | X86_FL_AF | X86_FL_ZF | X86_FL_SF | X86_FL_OF)
 
@@ -327,7 +362,8 @@ enum soft_stub {
 };
 extern void soft_stub_quick(void), soft_stub_full(void), soft_stub_slow_addend(void),
 	soft_stub_slow_address(void), soft_stub_commit(void), soft_stub_leave(void),
-	soft_stub_linear(void), soft_stub_fault(void), soft_stub_probe(void), soft_stub_exit(void);
+	soft_stub_linear(void), soft_stub_fault(void), soft_stub_probe(void), soft_stub_exit(void),
+	soft_stub_syscall(void), soft_stub_sysret(void);
 
 enum soft_next soft_enter(struct soft_cpu *cpu, void *code);
 
@@ -360,6 +396,8 @@ void soft_advance(struct soft_cpu *cpu, const struct insn *insn);
 /* After any change of CR0, CR4, EFER, XCR0, CS, SS, RFLAGS.TF/AC, CPL: derives cpu->mode, cpu->fs_base,
  * and the TLB in use. */
 void soft_update_mode(struct soft_cpu *cpu);
+/* After a change of STAR as the sides' segments know it. */
+void soft_side_segments(struct soft_cpu *cpu);
 /* After a change of debug registers, before soft_update_mode(): break_code, break_data and the TLB follow them. */
 void soft_debug_update(struct soft_cpu *cpu);
 /* The instruction breakpoints at cpu->rip. */

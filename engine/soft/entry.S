@@ -18,6 +18,34 @@
 #define O_XSAVE_MASK 0x140
 #define O_XSAVE_AREA 0x148
 #define O_BOUNCE 0x150
+#define O_SIDE_SUPER 0x1a0 /* struct soft_side of TLB_SUPER, of TLB_USER */
+#define O_SIDE_USER 0x180
+#define SIDE_TLB 0
+#define SIDE_MODE 8
+#define SIDE_KIND 12
+#define SIDE_CS 16
+#define SIDE_SS 24
+#define O_SIDE_STAR 0x1e0
+#define O_MODE 0x1fc
+#define O_KIND 0x200
+#define O_CS 0x228
+#define O_SS 0x240
+#define SEG_LIMIT 8
+#define SEG_UNUSABLE 16
+#define O_EFER 0x318
+#define O_STAR 0x370
+#define O_LSTAR 0x378
+#define O_SFMASK 0x388
+#define O_CPL 0x4e8
+#define O_SHADOWS 0x4ec /* shadow_sti, shadow_mov_ss */
+#define O_EVENT_WAITING 0x502
+#define O_SYSFLAGS 0xd0
+#define EFER_SCE 0x1
+#define FL_TF 0x100
+#define FL_AC 0x40000
+#define FL_AC_BIT 18
+#define FL_RF_BIT 16
+#define FL_SYSRET 0x207600 /* IF DF IOPL NT ID */
 #define RSP_BIAS 14
 #define TLB_BIAS 12
 #define TLB_JUMP 0x60000 /* struct soft_tlb's jump[]: tag, code */
@@ -142,7 +170,7 @@ leave_saved:
 	.globl	soft_stub_leave
 soft_stub_leave:
 	SAVE	RSP_BIAS
-	mov	$1, %eax	/* NEXT_LEAVE */
+	mov	$4, %eax	/* NEXT_MISSED */
 	jmp	leave_saved
 
 /* Jumped to by a direct jump that is not linked: RCX = struct block_link. By the jump cache (as in t_flow.c), or now and
@@ -172,6 +200,120 @@ soft_stub_exit:
 	jmp	*TLB_JUMP+8-TLB_BIAS(%r15,%r10,8)
 2:	mov	O_SCRATCH1+RSP_BIAS(%rsp), %rax
 	jmp	soft_stub_leave
+
+/*
+ * SYSCALL and SYSRET from 64-bit code to 64-bit code, called with R10D = the mode behind it. If nothing is out of the way they
+ * do not come back; else nothing has changed and the helper does the instruction. Out of the way are: EFER.SCE clear, a STAR
+ * that the segments at hand are not of, a table whose jumps are another mode's, and what makes another mode of it: AC that stays
+ * set or comes, TF that comes. (TF that is set, breakpoints and the monitor's steps are MODE_STEP, whose blocks do not call this.)
+ */
+#define D (RSP_BIAS+8)
+
+/* RAX = SF ZF AF PF CF in AH, OF in AL; RDX and R11 are free. Flags are free from here on. */
+.macro SIDE_BEGIN side
+	mov	%rax, O_SCRATCH1+D(%rsp)
+	mov	%rdx, O_GPR+2*8+D(%rsp)
+	mov	%r11, O_GPR+1*8+D(%rsp)
+	lahf
+	seto	%al
+	testb	$EFER_SCE, O_EFER+D(%rsp)
+	jz	9f
+	cmp	%r10d, \side+SIDE_MODE+D(%rsp)
+	jne	9f
+	mov	O_STAR+D(%rsp), %rdx
+	cmp	%rdx, O_SIDE_STAR+D(%rsp)
+	jne	9f
+.endm
+
+/* To the other side with R10D = mode; flags are to be as RDX says, RIP as RCX. All else is written. */
+.macro SIDE_END side, cpl
+	mov	%r10d, O_MODE+D(%rsp)
+	movb	$\cpl, O_CPL+D(%rsp)
+	movw	$0, O_SHADOWS+D(%rsp)
+	mov	\side+SIDE_CS+D(%rsp), %rax
+	mov	\side+SIDE_SS+D(%rsp), %r10
+	movq	$0, O_CS+D(%rsp)
+	mov	%rax, O_CS+SEG_LIMIT+D(%rsp)
+	movb	$0, O_CS+SEG_UNUSABLE+D(%rsp)
+	movq	$0, O_SS+D(%rsp)
+	mov	%r10, O_SS+SEG_LIMIT+D(%rsp)
+	movb	$0, O_SS+SEG_UNUSABLE+D(%rsp)
+	mov	\side+SIDE_KIND+D(%rsp), %eax
+	mov	\side+SIDE_TLB+D(%rsp), %r15
+	mov	%eax, O_KIND+D(%rsp)
+	mov	%r15, O_TLB+D(%rsp)
+	lea	TLB_BIAS(%r15), %r15
+	mov	%rcx, O_RIP+D(%rsp)
+	rorx	$JUMP_ROTATE, %rcx, %r10
+	movzwl	%r10w, %r10d
+	add	%r10, %r10
+	add	TLB_JUMP-TLB_BIAS(%r15,%r10,8), %rcx
+	mov	%edx, %eax	/* as in LOAD */
+	shr	$4, %edx
+	and	$0x80, %edx
+	mov	%al, %ah
+	add	%dl, %dl
+	sahf
+	mov	O_GPR+2*8+D(%rsp), %rdx
+	mov	O_SCRATCH1+D(%rsp), %rax
+	lea	8(%rsp), %rsp
+	jrcxz	1f
+	jmp	soft_stub_leave
+1:	jmp	*TLB_JUMP+8-TLB_BIAS(%r15,%r10,8)
+9:	add	$0x7f, %al	/* OF */
+	sahf
+	mov	O_GPR+2*8+D(%rsp), %rdx
+	mov	O_GPR+1*8+D(%rsp), %r11
+	mov	O_SCRATCH1+D(%rsp), %rax
+	ret
+.endm
+
+/* RCX = RIP behind the instruction. */
+	.globl	soft_stub_syscall
+soft_stub_syscall:
+	SIDE_BEGIN O_SIDE_SUPER
+	mov	O_SYSFLAGS+D(%rsp), %rdx
+	mov	O_SFMASK+D(%rsp), %r11
+	not	%r11
+	and	%rdx, %r11
+	btr	$FL_RF_BIT, %rdx
+	btr	$FL_RF_BIT, %r11
+	bt	$FL_AC_BIT, %r11
+	jc	9f
+	mov	%r11, O_SYSFLAGS+D(%rsp)
+	movzbl	%al, %r11d
+	shl	$11, %r11d
+	or	%r11, %rdx
+	movzbl	%ah, %eax	/* bit 1 is set in it as it is in RFLAGS */
+	or	%rax, %rdx
+	mov	%rdx, O_GPR+11*8+D(%rsp)
+	mov	O_SFMASK+D(%rsp), %rax
+	not	%rax
+	and	%rax, %rdx
+	mov	%rcx, %r11
+	mov	O_LSTAR+D(%rsp), %rcx
+	SIDE_END O_SIDE_SUPER, 0
+
+	.globl	soft_stub_sysret
+soft_stub_sysret:
+	SIDE_BEGIN O_SIDE_USER
+	cmpb	$0, O_CPL+D(%rsp)
+	jne	9f
+	cmpb	$0, O_EVENT_WAITING+D(%rsp)	/* IF may come */
+	jne	9f
+	mov	%r11, %rcx
+	shl	$16, %rcx
+	sar	$16, %rcx
+	cmp	%r11, %rcx	/* canonical? */
+	jne	9f
+	mov	O_GPR+11*8+D(%rsp), %rdx
+	test	$FL_TF|FL_AC, %edx
+	jnz	9f
+	mov	%edx, %r11d
+	and	$FL_SYSRET, %r11d
+	mov	%r11, O_SYSFLAGS+D(%rsp)
+	mov	%rcx, %r11
+	SIDE_END O_SIDE_USER, 3
 
 /* Jumped to by the signal handler: cpu->rip and cpu->fault are set. */
 	.globl	soft_stub_fault

@@ -124,6 +124,14 @@ static struct soft_block *dispatch_plain(struct soft_cpu *cpu)
 	return block;
 }
 
+/* As translated code looks there. The block may be buried: soft_stub_leave comes from those. */
+static void *dispatch_cached(const struct soft_cpu *cpu)
+{
+	const struct soft_jump *jump = &cpu->tlb->jump[JUMP_INDEX(cpu->rip)];
+
+	return jump->tag == -cpu->rip ? jump->code : NULL;
+}
+
 static struct soft_block *dispatch_usual(struct soft_cpu *cpu)
 {
 	struct soft_block *block = soft_jump_known(cpu, cpu->rip);
@@ -135,10 +143,11 @@ static struct soft_block *dispatch_usual(struct soft_cpu *cpu)
 	return block;
 }
 
-static void *dispatch(struct soft_cpu *cpu)
+static void *dispatch(struct soft_cpu *cpu, bool missed)
 {
 	struct block_link *link = cpu->link;
 	struct soft_block *block;
+	void *code;
 
 	cpu->link = NULL;
 	/* Something waits for a chance that this instruction may have given. */
@@ -148,6 +157,9 @@ static void *dispatch(struct soft_cpu *cpu)
 	    (cpu->mode & (MODE_STEP | MODE_SHADOW)))
 		return NULL;
 	cpu->shadow_sti = cpu->shadow_mov_ss = false;
+	code = missed ? NULL : dispatch_cached(cpu);
+	if (code)
+		return code;
 	block = link && link->plain ? dispatch_plain(cpu) : dispatch_usual(cpu);
 	if (!block)
 		return NULL;
@@ -159,11 +171,14 @@ static void *dispatch(struct soft_cpu *cpu)
 void *soft_leave(struct soft_cpu *cpu, enum soft_next next)
 {
 	void *code = NULL;
+	bool missed = next == NEXT_MISSED;
 
+	if (missed)
+		next = NEXT_LEAVE;
 	if (next == NEXT_FAULT && !cpu->stepping)
 		next = soft_deliver_fault(cpu);
 	if (next == NEXT_LEAVE)
-		code = dispatch(cpu);
+		code = dispatch(cpu, missed);
 	cpu->link = NULL;
 	cpu->unwind = next;
 	return code;

@@ -57,9 +57,17 @@ static void syscall_legacy(struct soft_cpu *cpu)
 	cpu->sysflags &= ~(X86_FL_IF | X86_FL_RF | X86_FL_VM);
 }
 
+static void syscall_segments(const struct soft_cpu *cpu, bool to64, struct x86_seg *cs,
+			     struct x86_seg *ss)
+{
+	uint16_t sel = (uint16_t)(cpu->msr.star >> 32 & 0xfffc);
+
+	segment_set_flat_code(cs, sel, 0, to64);
+	segment_set_flat_data(ss, (uint16_t)(sel + 8), 0);
+}
+
 HELPER(do_syscall)
 {
-	uint16_t cs = (uint16_t)(cpu->msr.star >> 32 & 0xfffc);
 	bool from64 = code64(cpu);
 	uint64_t mask;
 
@@ -78,20 +86,20 @@ HELPER(do_syscall)
 	} else {
 		syscall_legacy(cpu);
 	}
-	segment_set_flat_code(&cpu->seg[X86_CS], cs, 0, long_mode(cpu));
-	segment_set_flat_data(&cpu->seg[X86_SS], (uint16_t)(cs + 8), 0);
+	syscall_segments(cpu, long_mode(cpu), &cpu->seg[X86_CS], &cpu->seg[X86_SS]);
 	cpu->cpl = 0;
+	soft_side_segments(cpu);
 	return enter_done(cpu);
 }
 
-static void sysret_segments(struct soft_cpu *cpu, bool to64)
+static void sysret_segments(const struct soft_cpu *cpu, bool to64, struct x86_seg *cs,
+			    struct x86_seg *ss)
 {
 	uint16_t base = (uint16_t)(cpu->msr.star >> 48);
-	uint16_t cs = (uint16_t)((to64 ? base + 16 : base) | 3);
+	uint16_t sel = (uint16_t)((to64 ? base + 16 : base) | 3);
 
-	segment_set_flat_code(&cpu->seg[X86_CS], cs, 3, to64);
-	segment_set_flat_data(&cpu->seg[X86_SS], (uint16_t)((base + 8) | 3), 3);
-	cpu->cpl = 3;
+	segment_set_flat_code(cs, sel, 3, to64);
+	segment_set_flat_data(ss, (uint16_t)((base + 8) | 3), 3);
 }
 
 HELPER(do_sysret)
@@ -114,10 +122,32 @@ HELPER(do_sysret)
 	} else {
 		cpu->sysflags |= X86_FL_IF;
 	}
-	sysret_segments(cpu, to64);
+	sysret_segments(cpu, to64, &cpu->seg[X86_CS], &cpu->seg[X86_SS]);
+	cpu->cpl = 3;
+	soft_side_segments(cpu);
 	if (!was && (cpu->sysflags & X86_FL_IF))
 		events_look(cpu);
 	return enter_done(cpu);
+}
+
+/* What entry.S writes of a segment besides its base of 0: limit, selector, attributes. */
+static uint64_t segment_image(const struct x86_seg *s)
+{
+	return s->limit | (uint64_t)s->sel << 32 | (uint64_t)s->attr << 48;
+}
+
+void soft_side_segments(struct soft_cpu *cpu)
+{
+	struct x86_seg cs, ss;
+
+	/* Of 64-bit code alone: entry.S does nothing else. */
+	sysret_segments(cpu, true, &cs, &ss);
+	cpu->side[TLB_USER].cs = segment_image(&cs);
+	cpu->side[TLB_USER].ss = segment_image(&ss);
+	syscall_segments(cpu, true, &cs, &ss);
+	cpu->side[TLB_SUPER].cs = segment_image(&cs);
+	cpu->side[TLB_SUPER].ss = segment_image(&ss);
+	cpu->side_star = cpu->msr.star;
 }
 
 /* ---- SYSENTER, SYSEXIT ------------------------------------------------------------------------------------ */

@@ -306,7 +306,7 @@ static struct soft_slot *slot_of(struct soft_cpu *cpu, enum tlb_kind kind)
 /* The one that translated code uses. */
 static struct soft_slot *slot_now(struct soft_cpu *cpu)
 {
-	return slot_of(cpu, cpu->slots->kind);
+	return slot_of(cpu, cpu->kind);
 }
 
 /* Which table of the slot an access looks at. */
@@ -425,7 +425,7 @@ static uint8_t *mem_fill(struct soft_cpu *cpu, uint64_t linear, unsigned size, u
 		return NULL;
 	if (access == ACCESS_WRITE && (!writable || !page_write_direct(cpu->svm, gpa)))
 		return NULL;
-	tlb_put(cpu, cpu->slots->kind, linear, hva, access == ACCESS_WRITE, &page);
+	tlb_put(cpu, cpu->kind, linear, hva, access == ACCESS_WRITE, &page);
 	return hva;
 }
 
@@ -503,16 +503,16 @@ void soft_jump_cache_put(struct soft_cpu *cpu, uint64_t rip, struct soft_block *
 	unsigned i = JUMP_INDEX(rip);
 
 	tlb->jump[i] = (struct soft_jump){.tag = -rip, .code = cpu->svm->code_rx + block->code};
-	bit_set(slot->jtouched[cpu->slots->kind], i / JUMP_GROUP);
-	cpu->slots->known[KNOWN_INDEX(rip)] = (struct known_jump){
-		.rip = rip, .epoch = slot->epoch[cpu->slots->kind], .block = block};
+	bit_set(slot->jtouched[cpu->kind], i / JUMP_GROUP);
+	cpu->slots->known[KNOWN_INDEX(rip)] =
+		(struct known_jump){.rip = rip, .epoch = slot->epoch[cpu->kind], .block = block};
 }
 
 struct soft_block *soft_jump_known(struct soft_cpu *cpu, uint64_t rip)
 {
 	const struct known_jump *k = &cpu->slots->known[KNOWN_INDEX(rip)];
 
-	if (k->rip != rip || k->epoch != slot_now(cpu)->epoch[cpu->slots->kind])
+	if (k->rip != rip || k->epoch != slot_now(cpu)->epoch[cpu->kind])
 		return NULL;
 	return atomic_load(&k->block->valid) ? k->block : NULL;
 }
@@ -520,7 +520,7 @@ struct soft_block *soft_jump_known(struct soft_cpu *cpu, uint64_t rip)
 void soft_far_put(struct soft_cpu *cpu, uint32_t entry, uint32_t number)
 {
 	cpu->tlb->far[entry] = -cpu->page_rip - number;
-	bit_set(slot_now(cpu)->ftouched[cpu->slots->kind], entry / FAR_GROUP);
+	bit_set(slot_now(cpu)->ftouched[cpu->kind], entry / FAR_GROUP);
 }
 
 static void jumps_flush(struct soft_slot *slot, enum tlb_kind kind)
@@ -763,9 +763,23 @@ void soft_tlb_switch(struct soft_cpu *cpu, bool flush)
 	soft_tlb_select(cpu);
 }
 
+/* Where CR4.SMAP is clear, supervisor mode has one table for both values of AC. */
+static void sides_update(struct soft_cpu *cpu)
+{
+	bool smap = cpu->cr4 & X86_CR4_SMAP;
+
+	for (unsigned i = 0; i < TLB_KINDS; i++) {
+		enum tlb_kind kind = i == TLB_SUPER && !smap ? TLB_SUPER_AC : i;
+		const struct soft_slot *slot = slot_of(cpu, kind);
+
+		cpu->side[i].tlb = slot->tlb[kind];
+		cpu->side[i].mode = slot->jmode[kind];
+		cpu->side[i].kind = kind;
+	}
+}
+
 void soft_tlb_select(struct soft_cpu *cpu)
 {
-	struct soft_slots *slots = cpu->slots;
 	enum tlb_kind kind = kind_for(cpu, 0);
 	struct soft_slot *slot = slot_of(cpu, kind);
 	uint32_t mode = cpu->mode & ~(MODE_STEP | MODE_SHADOW);
@@ -773,7 +787,7 @@ void soft_tlb_select(struct soft_cpu *cpu)
 
 	if (!(cpu->mode & (MODE_CODE64 | MODE_FLAT)))
 		cs = (uint32_t)cpu->seg[X86_CS].base | (uint64_t)cpu->seg[X86_CS].limit << 32;
-	slots->kind = kind;
+	cpu->kind = kind;
 	cpu->tlb = slot->tlb[kind];
 	if (slot->jmode[kind] != mode || slot->jcs[kind] != cs) {
 		jumps_flush(slot, kind);
@@ -781,4 +795,5 @@ void soft_tlb_select(struct soft_cpu *cpu)
 		slot->jmode[kind] = mode;
 		slot->jcs[kind] = cs;
 	}
+	sides_update(cpu);
 }

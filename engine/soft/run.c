@@ -22,6 +22,9 @@ void soft_cpu_wire(struct soft_cpu *cpu)
 	cpu->stub[STUB_FAULT] = (void *)soft_stub_fault;
 	cpu->probe_stub = (void *)soft_stub_probe;
 	cpu->exit_stub = (void *)soft_stub_exit;
+	cpu->syscall_stub = (void *)soft_stub_syscall;
+	cpu->sysret_stub = (void *)soft_stub_sysret;
+	soft_side_segments(cpu);
 	cpu->xsave_area = cpu->xsave;
 }
 

@@ -197,6 +197,27 @@ static bool emit_push_insn(struct translation *t, const struct insn *insn)
 	return true;
 }
 
+/* PUSHFQ. RF and VM are pushed as 0; neither is set in 64-bit code but for a step's sake. */
+static bool emit_pushf(struct translation *t, const struct insn *insn)
+{
+	static const uint8_t pushfq_pop_rcx[] = {0x9c, 0x59}; /* to C's stack */
+	struct body b = {.kind = BODY_PUSH_SLOT, .imm = (uint64_t)CPU(scratch[2]).disp};
+	struct emit *e = &t->e;
+
+	if (!(t->mode & MODE_CODE64) || (t->mode & ONE_INSN) || insn->opsize != 8)
+		return false;
+	t->in_r10 = 0;
+	emit_bytes(e, pushfq_pop_rcx, sizeof(pushfq_pop_rcx));
+	emit_mov_imm(e, H_R10, ARITH_FLAGS | X86_FL_FIXED);
+	emit_pext(e, H_RCX, H_RCX, H_R10);
+	emit_pdep(e, H_RCX, H_RCX, H_R10);
+	emit_load(e, 8, H_R10, CPU(sysflags));
+	emit_lea(e, 8, H_RCX, hmem_x(H_RCX, H_R10, 1, 0));
+	emit_store(e, 8, CPU(scratch[2]), H_RCX);
+	emit_push(t, &b);
+	return true;
+}
+
 static bool emit_pop_insn(struct translation *t, const struct insn *insn)
 {
 	if (!stack_inline(t, insn) || insn->map != 0 || (insn->opcode & 0xf8) != 0x58)
@@ -352,6 +373,8 @@ bool emit_flow(struct translation *t, const struct insn *insn)
 	switch (insn->op) {
 	case ZYDIS_MNEMONIC_PUSH:
 		return emit_push_insn(t, insn);
+	case ZYDIS_MNEMONIC_PUSHFQ:
+		return emit_pushf(t, insn);
 	case ZYDIS_MNEMONIC_POP:
 		return emit_pop_insn(t, insn);
 	case ZYDIS_MNEMONIC_LEAVE:

@@ -52,7 +52,8 @@ static bool key_equal(const struct key *a, const struct key *b)
 /* Pushes, pops, calls and returns that t_flow.c does inline. */
 static bool stack_access(const struct insn *insn, struct access *a)
 {
-	bool push = insn->op == ZYDIS_MNEMONIC_PUSH || insn->op == ZYDIS_MNEMONIC_CALL;
+	bool push = insn->op == ZYDIS_MNEMONIC_PUSH || insn->op == ZYDIS_MNEMONIC_CALL ||
+		    insn->op == ZYDIS_MNEMONIC_PUSHFQ;
 	bool pop = insn->op == ZYDIS_MNEMONIC_POP || insn->op == ZYDIS_MNEMONIC_RET ||
 		   insn->op == ZYDIS_MNEMONIC_LEAVE;
 
@@ -96,8 +97,10 @@ bool insn_adds_constant(const struct insn *insn, uint8_t gpr, uint64_t *add)
 	bool whole = insn->opsize == 8 && insn->written_gprs == 1u << gpr && !insn->has_mem;
 
 	if (gpr == X86_RSP && insn->opsize == 8 && insn->map == 0 && !insn->has_mem) {
-		*add = insn->op == ZYDIS_MNEMONIC_PUSH ? (uint64_t)-8 : 8;
-		if (insn->op == ZYDIS_MNEMONIC_PUSH || insn->op == ZYDIS_MNEMONIC_POP)
+		bool push = insn->op == ZYDIS_MNEMONIC_PUSH || insn->op == ZYDIS_MNEMONIC_PUSHFQ;
+
+		*add = push ? (uint64_t)-8 : 8;
+		if (push || insn->op == ZYDIS_MNEMONIC_POP)
 			return !(insn->written_gprs & 1u << X86_RSP);
 	}
 	if (!whole || (insn->rm_file != RF_GPR && insn->op != ZYDIS_MNEMONIC_LEA))

@@ -81,7 +81,6 @@ struct soft_slots {
 	struct known_jump known[KNOWN_ENTRIES]; /* first: at a page's start */
 	struct soft_slot slot[SLOTS + 1];
 	unsigned current; /* of user mode */
-	enum tlb_kind kind;
 	uint64_t stamp;
 };
 

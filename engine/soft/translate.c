@@ -50,8 +50,8 @@ static void emit_leave_at(struct translation *t, int32_t offset)
 	emit_jmp_mem(&t->e, CPU_STUB(STUB_LEAVE));
 }
 
-static void emit_helper(struct translation *t, const struct insn *insn, soft_helper fn, bool quick,
-			bool leaves)
+void emit_helper(struct translation *t, const struct insn *insn, soft_helper fn, bool quick,
+		 bool leaves)
 {
 	struct emit *e = &t->e;
 	struct insn *copy = cache_meta_alloc(t->svm, sizeof(*copy));
@@ -71,33 +71,6 @@ static void emit_helper(struct translation *t, const struct insn *insn, soft_hel
 		emit_jmp_mem(e, CPU_STUB(STUB_LEAVE));
 		t->ended = true;
 	}
-}
-
-/* CLI and SWAPGS at CPL 0, the only level at which kernels execute them: in place. Else the helper decides. */
-static void emit_kernel_only(struct translation *t, const struct insn *insn, soft_helper fn)
-{
-	struct emit *e = &t->e;
-	uint32_t kernel, done;
-
-	emit_load(e, 1, H_RCX, CPU(cpl));
-	kernel = emit_jrcxz(e);
-	emit_helper(t, insn, fn, true, false);
-	done = emit_jmp(e);
-	emit_here8(e, kernel);
-	if (insn->op == ZYDIS_MNEMONIC_CLI) {
-		emit_load(e, 8, H_RCX, CPU(sysflags));
-		emit_mov_imm(e, H_R10, ~(uint64_t)X86_FL_IF);
-		emit_pext(e, H_RCX, H_RCX, H_R10);
-		emit_pdep(e, H_RCX, H_RCX, H_R10);
-		emit_store(e, 8, CPU(sysflags), H_RCX);
-	} else {
-		emit_load(e, 8, H_RCX, CPU(gs_base));
-		emit_load(e, 8, H_R10, CPU(msr.kernel_gs_base));
-		emit_store(e, 8, CPU(msr.kernel_gs_base), H_RCX);
-		emit_store(e, 8, CPU(gs_base), H_R10);
-		emit_store(e, 8, CPU(seg[X86_GS].base), H_R10);
-	}
-	emit_here(e, done);
 }
 
 static bool is_nop(const struct insn *insn)
@@ -181,10 +154,9 @@ static void emit_one(struct translation *t, struct insn *insn)
 		break;
 	}
 	fn = soft_helper_for(insn, t->mode, &leaves, &quick);
-	if (fn && quick && !leaves && (t->mode & MODE_CODE64) &&
-	    (insn->op == ZYDIS_MNEMONIC_CLI || insn->op == ZYDIS_MNEMONIC_SWAPGS))
-		emit_kernel_only(t, insn, fn);
-	else if (fn)
+	if (fn && emit_system(t, insn, fn))
+		return;
+	if (fn)
 		emit_helper(t, insn, fn, quick, leaves);
 	else
 		emit_helper(t, insn, raise_ud, false, true);

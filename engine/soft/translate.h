@@ -218,6 +218,13 @@ bool native_has_temps(const struct insn *insn);
 void emit_get_gpr(struct translation *t, uint8_t dst, uint8_t gpr);
 void emit_set_gpr(struct translation *t, uint8_t gpr, uint8_t src, unsigned width);
 
+/* translate.c: the instruction by C; `leaves`: the block ends with it. */
+void emit_helper(struct translation *t, const struct insn *insn, soft_helper fn, bool quick,
+		 bool leaves);
+
+/* t_system.c: true if the instruction, which fn could do, was one of a kernel's that is done inline. */
+bool emit_system(struct translation *t, const struct insn *insn, soft_helper fn);
+
 /* t_flow.c: true if the instruction was a branch, call, return, push or pop that is done inline. */
 bool emit_flow(struct translation *t, const struct insn *insn);
 /* The condition of Jcc from its opcode, 16 if it is none. */
