@@ -11,13 +11,9 @@ static unsigned address_width(const struct insn *insn)
 	return insn->addrsize == 8 ? 8 : 4;
 }
 
-static void emit_segment_base(struct translation *t, const struct insn *insn, uint8_t dst,
-			      uint8_t tmp)
+static void emit_segment_base(struct translation *t, const struct insn *insn, uint8_t dst)
 {
-	if (insn->mem_seg != X86_FS && insn->mem_seg != X86_GS)
-		return;
-	emit_load(&t->e, 8, tmp, insn->mem_seg == X86_FS ? CPU(fs_base) : CPU(gs_base));
-	emit_lea(&t->e, 8, dst, hmem_x(dst, tmp, 1, 0));
+	emit_load(&t->e, 8, dst, insn->mem_seg == X86_FS ? CPU(fs_base) : CPU(gs_base));
 }
 
 void emit_address(struct translation *t, const struct insn *insn, uint8_t dst, uint8_t tmp,
@@ -26,6 +22,8 @@ void emit_address(struct translation *t, const struct insn *insn, uint8_t dst, u
 	struct emit *e = &t->e;
 	struct hmem m = hmem(H_NONE, 0);
 	int64_t disp = insn->mem_disp;
+	bool based = segment && (t->mode & MODE_CODE64) &&
+		     (insn->mem_seg == X86_FS || insn->mem_seg == X86_GS);
 
 	t->in_r10 = 0;
 	if (insn->rip_relative) {
@@ -47,6 +45,13 @@ void emit_address(struct translation *t, const struct insn *insn, uint8_t dst, u
 			m.index = tmp;
 		}
 	}
+	if (based && insn->addrsize == 8 && m.index == H_NONE && disp == (int32_t)disp) {
+		emit_segment_base(t, insn, tmp);
+		emit_lea(e, 8, dst,
+			 m.base == H_NONE ? hmem(tmp, (int32_t)disp)
+					  : hmem_x(m.base, tmp, 1, (int32_t)disp));
+		return;
+	}
 	if (disp == (int32_t)disp) {
 		m.disp = (int32_t)disp;
 		emit_lea(e, address_width(insn), dst, m);
@@ -59,8 +64,10 @@ void emit_address(struct translation *t, const struct insn *insn, uint8_t dst, u
 	}
 	if (insn->addrsize == 2)
 		emit_movzx(e, 2, dst, dst);
-	if (segment && (t->mode & MODE_CODE64))
-		emit_segment_base(t, insn, dst, tmp);
+	if (based) {
+		emit_segment_base(t, insn, tmp);
+		emit_lea(e, 8, dst, hmem_x(dst, tmp, 1, 0));
+	}
 }
 
 static struct cold *cold_add(struct translation *t, uint32_t desc)
