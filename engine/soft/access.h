@@ -22,6 +22,9 @@ void ram_written(struct soft_cpu *cpu, uint64_t gpa, unsigned len);
 bool segment_allows(const struct soft_cpu *cpu, const struct x86_seg *s, uint64_t offset,
 		    unsigned size, unsigned access);
 /* cpu->rip of the instruction that a MEM_* descriptor names. */
+/* Guest memory has no types and any alignment. */
+typedef uint64_t __attribute__((aligned(1), may_alias)) any_u64;
+
 void desc_set_rip(struct soft_cpu *cpu, uint32_t desc);
 
 #endif

@@ -456,8 +456,10 @@ int soft_linear(struct soft_cpu *cpu, enum x86_segreg seg, uint64_t offset, unsi
 	16		 /* 27:16: offset of the instruction in its page: RIP = page_rip + offset */
 #define MEM_LEN_SHIFT 28 /* 31:28: its length */
 #define SOFT_MEM_FULL 1ull
+#define SOFT_MEM_FAULT 2ull
 /* Quick: if the access is plain RAM within a page and allowed, fills the TLB and returns the addend (a
- * multiple of the page size) and bounce_active = 0; else, changing nothing, SOFT_MEM_FULL: soft_mem_slow() is called then. */
+ * multiple of the page size) and bounce_active = 0; SOFT_MEM_FAULT: cpu->fault is to be delivered, cpu->rip set; else, changing
+ * nothing, SOFT_MEM_FULL: soft_mem_slow() is called then. */
 uint64_t soft_mem_fast(struct soft_cpu *cpu, uint64_t linear, uint32_t desc);
 /* Quick, for accesses that share one look-up: if [linear, linear + what & PROBE_SIZE) is plain RAM within a page and
  * may be read (PROBE_WRITE: written), fills the TLB and returns its host address, else NULL; no fault comes of it. */

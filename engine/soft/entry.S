@@ -366,9 +366,11 @@ soft_stub_full:
 	mov	%rbp, %rsi
 	mov	%r12d, %edx
 	call	soft_mem_fast
-	cmp	$1, %rax	/* SOFT_MEM_FULL */
 	mov	%rbx, %rdi
-	jne	2f
+	test	$3, %al		/* of whole pages but for SOFT_MEM_FULL and SOFT_MEM_FAULT, */
+	jz	2f
+	cmp	$2, %al		/* .. which is NEXT_FAULT, too */
+	je	leave_saved
 	VECTOR_SAVE
 	mov	%rbp, %rsi
 	mov	%r12d, %edx

@@ -13,17 +13,16 @@
 
 #define PAGE_LOW 0xfffull
 
-/* Guest memory has no types and any alignment. */
-typedef uint64_t __attribute__((aligned(1), may_alias)) any_u64;
 typedef uint32_t __attribute__((aligned(1), may_alias)) any_u32;
 typedef uint16_t __attribute__((aligned(1), may_alias)) any_u16;
 
 static inline void copy_bytes(void *to, const void *from, unsigned n)
 {
 	/* One access for what the guest may expect to be one. */
-	if (n == 8)
-		*(volatile any_u64 *)to = *(const volatile any_u64 *)from;
-	else if (n == 4)
+	if (n == 8 || n == 16) {
+		for (unsigned i = 0; i < n / 8; i++)
+			((volatile any_u64 *)to)[i] = ((const volatile any_u64 *)from)[i];
+	} else if (n == 4)
 		*(volatile any_u32 *)to = *(const volatile any_u32 *)from;
 	else if (n == 2)
 		*(volatile any_u16 *)to = *(const volatile any_u16 *)from;

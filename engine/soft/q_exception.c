@@ -200,11 +200,37 @@ static int stack_inner(struct soft_cpu *cpu, unsigned cpl, struct stack *stack)
 
 /* ---- delivery ------------------------------------------------------------------------------------------- */
 
+/* Long mode's frame, where it lies in one page of RAM; false: nothing was written. */
+static bool push_frame_whole(struct soft_cpu *cpu, const struct event *ev, struct stack *stack)
+{
+	unsigned n = ev->has_error ? 6 : 5;
+	uint64_t at = stack->sp - 8 * n, *frame;
+	int next;
+
+	if (!is_canonical(at) || !is_canonical(stack->sp - 1))
+		return false;
+	frame = soft_direct(cpu, at, 8 * n, ACCESS_WRITE, &next);
+	if (!frame)
+		return false;
+	if (ev->has_error)
+		*frame++ = ev->error;
+	frame[0] = ev->rip;
+	frame[1] = cpu->seg[X86_CS].sel;
+	frame[2] = ev->rflags;
+	frame[3] = cpu->gpr[X86_RSP];
+	frame[4] = cpu->seg[X86_SS].sel;
+	stack->sp = at;
+	return true;
+}
+
 static int push_frame(struct soft_cpu *cpu, const struct event *ev, unsigned size, bool with_stack,
 		      struct stack *stack)
 {
 	int next = 0;
 
+	/* Its stack pointer is a multiple of 16 then. */
+	if (size == 8 && push_frame_whole(cpu, ev, stack))
+		return 0;
 	if (with_stack) {
 		next = stack_push(stack, size, cpu->seg[X86_SS].sel);
 		if (!next)

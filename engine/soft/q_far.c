@@ -2,6 +2,7 @@
  * Quick: far jumps, calls and returns, call gates, IRET (SDM vol. 2 JMP, CALL, RET, IRET; vol. 3 section 5.8; APM
  * vol. 2 section 4.11). Task gates, task switches and virtual-8086 mode are not supported: #GP.
  */
+#include "engine/soft/access.h"
 #include "engine/soft/q_insn.h"
 
 #define TYPE_GATE16 4
@@ -513,23 +514,65 @@ static enum soft_next iret_real(struct soft_cpu *cpu, const struct target *t, st
 	return far_done(cpu);
 }
 
+/* What IRET pops. */
+struct frame {
+	uint64_t rip, cs, flags;
+	bool whole; /* .. these, too: */
+	uint64_t sp, ss;
+};
+
+/* All five at once, as 64-bit code pops them, if they lie in one page of RAM. */
+static bool pop_frame_whole(struct stack *s, unsigned size, struct frame *f)
+{
+	struct soft_cpu *cpu = s->cpu;
+	const any_u64 *from;
+	int next;
+
+	if (size != 8 || !code64(cpu) || (cpu->mode & MODE_AC) || !is_canonical(s->sp) ||
+	    !is_canonical(s->sp + 39))
+		return false;
+	from = soft_direct(cpu, s->sp, 40, ACCESS_READ, &next);
+	if (!from)
+		return false;
+	*f = (struct frame){from[0], from[1], from[2], true, from[3], from[4]};
+	return true;
+}
+
+static int pop_frame(struct stack *s, unsigned size, struct frame *f)
+{
+	int next;
+
+	if (pop_frame_whole(s, size, f))
+		return 0;
+	next = stack_pop(s, size, &f->rip);
+	if (!next)
+		next = stack_pop(s, size, &f->cs);
+	return next ? next : stack_pop(s, size, &f->flags);
+}
+
+static int pop_frame_stack(struct stack *s, unsigned size, struct frame *f)
+{
+	int next = f->whole ? 0 : stack_pop(s, size, &f->sp);
+
+	return next || f->whole ? next : stack_pop(s, size, &f->ss);
+}
+
 HELPER(do_iret)
 {
 	unsigned size = insn->opsize, old = cpu->cpl;
 	struct landing l = {0};
+	struct frame frame = {0};
 	struct stack stack;
-	uint64_t sel = 0, flags = 0, ss = 0;
+	uint64_t flags;
 	int next;
 
 	if (protected_mode(cpu) && (cpu->sysflags & X86_FL_NT))
 		return raise_gp0(cpu);
 	stack_begin(cpu, &stack);
-	next = stack_pop(&stack, size, &l.code.offset);
-	if (!next)
-		next = stack_pop(&stack, size, &sel);
-	if (!next)
-		next = stack_pop(&stack, size, &flags);
-	l.code.sel = (uint16_t)sel;
+	next = pop_frame(&stack, size, &frame);
+	l.code.offset = frame.rip;
+	l.code.sel = (uint16_t)frame.cs;
+	flags = frame.flags;
 	if (next)
 		return next;
 	if (!protected_mode(cpu))
@@ -541,11 +584,10 @@ HELPER(do_iret)
 		return next;
 	l.with_stack = code64(cpu) || l.cpl > old;
 	if (l.with_stack) {
-		next = stack_pop(&stack, size, &l.sp);
+		next = pop_frame_stack(&stack, size, &frame);
+		l.sp = frame.sp;
 		if (!next)
-			next = stack_pop(&stack, size, &ss);
-		if (!next)
-			next = return_stack_check(cpu, &l, (uint16_t)ss);
+			next = return_stack_check(cpu, &l, (uint16_t)frame.ss);
 	}
 	if (!next)
 		next = land(cpu, &l);

@@ -131,14 +131,13 @@ static inline uint8_t *direct_ptr(struct soft_cpu *cpu, uint64_t linear, uint64_
 {
 	const struct soft_tlb *tlb = cpu->tlb;
 	unsigned i = linear >> 12 & (TLB_ENTRIES - 1);
-	uint64_t tag = write ? tlb->wtag[i] : tlb->rtag[i], addend;
+	uint64_t tag = write ? tlb->wtag[i] : tlb->rtag[i];
 
 	if ((linear + len - 1 + tag) >> 12 == 0)
 		return (uint8_t *)(uintptr_t)(linear + tlb->addend[i]);
 	if ((linear & 0xfff) + len > 4096)
 		return NULL;
-	addend = soft_mem_fast(cpu, linear, 1 | (write ? MEM_WRITE : MEM_READ));
-	return addend == SOFT_MEM_FULL ? NULL : (uint8_t *)(uintptr_t)(linear + addend);
+	return soft_mem_probe(cpu, linear, 1 | (write ? PROBE_WRITE : 0));
 }
 
 /* ---- q_operand.c ---------------------------------------------------------------------------------------- */

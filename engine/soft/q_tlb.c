@@ -1,4 +1,5 @@
 /* Quick: page walks (SDM vol. 3 chapter 4) and the inline TLB. See cpu.h for the tables. */
+#include "engine/soft/access.h"
 #include "engine/soft/cache.h"
 #include "engine/soft/tlb.h"
 #include "vmm/vm.h"
@@ -404,20 +405,24 @@ static bool page_write_direct(struct soft_vm *svm, uint64_t gpa)
 	return !(atomic_load(attr) & PAGE_CODE);
 }
 
-/* The host address of an access that may go straight to RAM, after filling the TLB, or NULL. */
-static uint8_t *mem_fill(struct soft_cpu *cpu, uint64_t linear, unsigned size, unsigned access)
+/* The host address of an access that may go straight to RAM, after filling the TLB, or NULL; *next is NEXT_FAULT if its
+ * one page is why. */
+static uint8_t *mem_fill(struct soft_cpu *cpu, uint64_t linear, unsigned size, unsigned access,
+			 int *next)
 {
 	struct soft_page page;
 	uint64_t gpa;
 	bool writable;
 	uint8_t *hva;
 
+	*next = NEXT_GO;
 	atomic_fetch_add_explicit(&cpu->svm->n_tlb_miss, 1, memory_order_relaxed);
 	if ((linear & PAGE_LOW) + size > 4096)
 		return NULL;
 	if ((cpu->mode & MODE_CODE64) && (uint64_t)((int64_t)(linear << 16) >> 16) != linear)
 		return NULL;
-	if (soft_translate_va(cpu, linear, access, &gpa, &page))
+	*next = soft_translate_va(cpu, linear, access, &gpa, &page);
+	if (*next)
 		return NULL;
 	hva = cpu_ptr(cpu, gpa, size, &writable);
 	if (!hva ||
@@ -429,20 +434,36 @@ static uint8_t *mem_fill(struct soft_cpu *cpu, uint64_t linear, unsigned size, u
 	return hva;
 }
 
+/* What may be no access at all, under a mask, or a fault of another kind is not decided here. */
+static bool fault_is_plain(uint64_t linear, uint32_t desc)
+{
+	return !(desc & MEM_MASKED) &&
+	       !((desc & MEM_ALIGNED) && (linear & ((desc & MEM_SIZE) - 1)));
+}
+
 uint64_t soft_mem_fast(struct soft_cpu *cpu, uint64_t linear, uint32_t desc)
 {
+	int next;
 	uint8_t *hva;
 
 	cpu->bounce_active = 0;
 	cpu->unwind = NEXT_GO;
-	hva = mem_fill(cpu, linear, desc & MEM_SIZE, desc & MEM_WRITE ? ACCESS_WRITE : ACCESS_READ);
-	return hva ? (uint64_t)(uintptr_t)hva - linear : SOFT_MEM_FULL;
+	hva = mem_fill(cpu, linear, desc & MEM_SIZE, desc & MEM_WRITE ? ACCESS_WRITE : ACCESS_READ,
+		       &next);
+	if (hva)
+		return (uint64_t)(uintptr_t)hva - linear;
+	if (!next || !fault_is_plain(linear, desc))
+		return SOFT_MEM_FULL;
+	desc_set_rip(cpu, desc);
+	return SOFT_MEM_FAULT;
 }
 
 void *soft_mem_probe(struct soft_cpu *cpu, uint64_t linear, uint32_t what)
 {
+	int next;
+
 	return mem_fill(cpu, linear, what & PROBE_SIZE,
-			what & PROBE_WRITE ? ACCESS_WRITE : ACCESS_READ);
+			what & PROBE_WRITE ? ACCESS_WRITE : ACCESS_READ, &next);
 }
 
 void *soft_direct(struct soft_cpu *cpu, uint64_t linear, uint64_t len, unsigned access, int *next)

@@ -246,6 +246,8 @@ static void registers_change(struct plan *p, const struct insn *insn)
 /* C may run, as far as one can tell beforehand. Where C runs in fact, share_forget() is called. */
 static bool calls_helper(const struct translation *t, const struct insn *insn)
 {
+	if (insn->op == ZYDIS_MNEMONIC_CLI || insn->op == ZYDIS_MNEMONIC_STI)
+		return false; /* emit_system() */
 	return !insn->branch && insn->op != ZYDIS_MNEMONIC_NOP && insn->op != ZYDIS_MNEMONIC_LEA &&
 	       native_classify(t->svm->isa, insn, t->mode) != RUN_NATIVE;
 }

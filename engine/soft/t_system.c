@@ -129,6 +129,19 @@ static void emit_side(struct translation *t, const struct insn *insn, soft_helpe
 	emit_helper(t, insn, fn, true, true);
 }
 
+/* Neither touches memory, nor does its helper: accesses go on sharing look-ups. */
+static void emit_if_flag(struct translation *t, const struct insn *insn, soft_helper fn)
+{
+	uint8_t live[SHARE_SLOTS];
+
+	memcpy(live, t->live, sizeof(live));
+	if (insn->op == ZYDIS_MNEMONIC_CLI)
+		emit_cli(t, insn, fn);
+	else
+		emit_sti(t, insn, fn);
+	memcpy(t->live, live, sizeof(live));
+}
+
 bool emit_system(struct translation *t, const struct insn *insn, soft_helper fn)
 {
 	/* Where a step or a shadow ends, the helper sees to it. */
@@ -136,10 +149,8 @@ bool emit_system(struct translation *t, const struct insn *insn, soft_helper fn)
 		return false;
 	switch (insn->op) {
 	case ZYDIS_MNEMONIC_CLI:
-		emit_cli(t, insn, fn);
-		return true;
 	case ZYDIS_MNEMONIC_STI:
-		emit_sti(t, insn, fn);
+		emit_if_flag(t, insn, fn);
 		return true;
 	case ZYDIS_MNEMONIC_SWAPGS:
 		emit_swapgs(t, insn, fn);

@@ -19,6 +19,7 @@
 %define R_FLAGS (SCRATCH + 64)
 %define R_TS (SCRATCH + 72)     ; set CR0.TS on the way
 %define STEPS (SCRATCH + 80)
+%define FRAME (SCRATCH + 0x100) ; what a handler found on its stack
 %define RSP0 0x208000
 %define USTACK 0x20a000
 %define UPAGE 0x400000
@@ -161,6 +162,7 @@ main:	lgdt [gdt2_ptr]
 	mov eax, TSS
 	ltr ax
 	GATE_TO 0x82, back_home, 0xee
+	GATE_TO 0x83, frame_handler, 0xee
 	GATE_TO 1, step_handler, 0x8e
 	LSTAR entry
 	STAR CODE64, 0x1b
@@ -183,6 +185,7 @@ main:	lgdt [gdt2_ptr]
 	call test_events
 	call test_levels
 	call test_off
+	call test_frames
 	ret
 
 ;> PASS smap
@@ -583,5 +586,119 @@ test_off:
 	ret
 .user:	syscall
 	int 0x82
+
+; Frames within a page and across an edge, with and without an error code; IRETQ from them.
+;> PASS rip
+;> PASS cs
+;> PASS flags
+;> PASS rsp
+;> PASS ss
+;> PASS back
+;> PASS error
+;> PASS rip
+;> PASS cs
+;> PASS flags
+;> PASS rsp
+;> PASS ss
+;> PASS back
+;> PASS error
+;> PASS rip
+;> PASS cs
+;> PASS flags
+;> PASS rsp
+;> PASS ss
+;> PASS back
+;> PASS error
+;> PASS rip
+;> PASS cs
+;> PASS flags
+;> PASS rsp
+;> PASS ss
+;> PASS back
+;> PASS error
+;> PASS iretq half
+;> PASS iretq half at
+;> PASS pf write
+;> PASS pf write error
+;> PASS pf of both
+;> PASS pf of both error
+;> PASS pf read
+;> PASS pf read error
+;> PASS pf at
+%macro FRAMES 1                 ; RSP0
+	mov qword [tss + 4], %1
+	USER .user
+	mov rax, [FRAME]
+	CHECK "rip", .after
+	mov rax, [FRAME + 8]
+	CHECK "cs", UCODE
+	mov rax, [FRAME + 16]
+	CHECK "flags", 0x457
+	mov rax, [FRAME + 24]
+	CHECK "rsp", USTACK - 24
+	mov rax, [FRAME + 32]
+	CHECK "ss", UDATA
+	mov rax, r8
+	CHECK "back", 0x457
+	USER .error
+	mov eax, [FAULT_ERROR]
+	CHECK "error", 0x50 * 8 + 2
+%endmacro
+%macro PF 2+
+	TRY %2
+	CHECK %1, 14
+	mov eax, [FAULT_ERROR]
+%endmacro
+test_frames:
+	FRAMES RSP0
+	FRAMES 0x209010
+	FRAMES 0x209028         ; made a multiple of 16
+	FRAMES 0x209030
+	mov qword [tss + 4], RSP0
+	and byte [page_dirs + 24], ~1
+	mov rax, cr3
+	mov cr3, rax
+	mov rbp, rsp
+	mov rsp, 0x600000 - 24
+	mov qword [rsp], .after
+	mov qword [rsp + 8], CODE64
+	mov qword [rsp + 16], 2
+	TRY iretq
+	mov rsp, rbp
+	CHECK "iretq half", 14
+	mov rax, [FAULT_CR2]
+	CHECK "iretq half at", 0x600000
+	PF "pf write", mov [0x600123], eax
+	CHECK "pf write error", 2
+	PF "pf of both", lock inc dword [0x600123]
+	CHECK "pf of both error", 2
+	PF "pf read", mov ecx, [0x600123]
+	CHECK "pf read error", 0
+	mov rax, [FAULT_CR2]
+	CHECK "pf at", 0x600123
+	or byte [page_dirs + 24], 1
+	ret
+.user:	sub rsp, 24
+	push 0x457
+	popfq
+	int 0x83
+.after:	pushfq
+	pop r8
+	push 2
+	popfq
+	int 0x82
+.error:	int 0x50
+frame_handler:
+	mov r8, [rsp]
+	mov [FRAME], r8
+	mov r8, [rsp + 8]
+	mov [FRAME + 8], r8
+	mov r8, [rsp + 16]
+	mov [FRAME + 16], r8
+	mov r8, [rsp + 24]
+	mov [FRAME + 24], r8
+	mov r8, [rsp + 32]
+	mov [FRAME + 32], r8
+	iretq
 
 END_GUEST
