@@ -59,10 +59,8 @@ struct vm_exit;
 
 /* ---- the inline TLB (tlb.c fills it, translated code reads it) ------------------------------------- */
 
-#define TLB_BITS 14
-#define TLB_ENTRIES (1u << TLB_BITS) /* direct-mapped by linear address bits 25:12 */
-/* Rotated right by so much the index is at the top, and RSP's low six bits bring it down. */
-#define TLB_ROTATE (12 + TLB_BITS)
+/* Direct-mapped by linear address bits 31:12, which one shift of 32 bits gives. Memory is taken where it is touched. */
+#define TLB_ENTRIES (1u << 20)
 /* Entries of the jump cache: as many as 16 bits of a RIP tell apart, which MOVZX takes in one instruction. */
 #define JUMP_ENTRIES (1u << 16)
 #define JUMP_ROTATE 2
@@ -294,8 +292,7 @@ struct soft_cpu {
 	uint8_t xsave[X86_XSAVE_MAX] __attribute__((aligned(64)));
 };
 
-_Static_assert(offsetof(struct soft_tlb, jump) == 0x60000, "entry.S");
-_Static_assert(-SOFT_RSP_BIAS == TLB_BITS, "64 less the bits of an index are the shift");
+_Static_assert(offsetof(struct soft_tlb, jump) == 0x1800000, "entry.S");
 _Static_assert(offsetof(struct soft_cpu, gpr) == 0x18, "entry.S");
 _Static_assert(offsetof(struct soft_cpu, scratch) == 0xa8, "entry.S");
 _Static_assert(offsetof(struct soft_cpu, arith) == 0xc8, "entry.S");

@@ -145,26 +145,26 @@ void emit_movzx(struct emit *e, unsigned from, uint8_t dst, uint8_t src)
 	emit_u8(e, (uint8_t)(0xc0 | (dst & 7) << 3 | (src & 7)));
 }
 
-/* Three-byte VEX (SDM vol. 2 section 2.3.5): W=1, L=0. */
-static void emit_vex_w1(struct emit *e, uint8_t map, uint8_t pp, uint8_t reg, uint8_t vvvv,
-			uint8_t rm)
+/* Three-byte VEX (SDM vol. 2 section 2.3.5) with L=0; width 4 or 8. */
+static void emit_vex(struct emit *e, unsigned width, uint8_t map, uint8_t pp, uint8_t reg,
+		     uint8_t vvvv, uint8_t rm)
 {
 	emit_u8(e, 0xc4);
 	emit_u8(e, (uint8_t)((bit3(reg) ^ 1) << 7 | 1 << 6 | (bit3(rm) ^ 1) << 5 | map));
-	emit_u8(e, (uint8_t)(0x80 | (~vvvv & 15) << 3 | pp));
+	emit_u8(e, (uint8_t)((width == 8) << 7 | (~vvvv & 15) << 3 | pp));
 }
 
 void emit_rorx(struct emit *e, uint8_t dst, uint8_t src, uint8_t count)
 {
-	emit_vex_w1(e, 3, 3, dst, 0, src);
+	emit_vex(e, 8, 3, 3, dst, 0, src);
 	emit_u8(e, 0xf0);
 	emit_u8(e, (uint8_t)(0xc0 | (dst & 7) << 3 | (src & 7)));
 	emit_u8(e, count);
 }
 
-void emit_shrx(struct emit *e, uint8_t dst, uint8_t src, uint8_t count_reg)
+void emit_shrx(struct emit *e, unsigned width, uint8_t dst, uint8_t src, uint8_t count_reg)
 {
-	emit_vex_w1(e, 2, 3, dst, count_reg, src);
+	emit_vex(e, width, 2, 3, dst, count_reg, src);
 	emit_u8(e, 0xf7);
 	emit_u8(e, (uint8_t)(0xc0 | (dst & 7) << 3 | (src & 7)));
 }
@@ -172,7 +172,7 @@ void emit_shrx(struct emit *e, uint8_t dst, uint8_t src, uint8_t count_reg)
 /* dst = the bits of src that mask names, packed (PEXT) or unpacked (PDEP). */
 static void emit_bits(struct emit *e, unsigned pp, uint8_t dst, uint8_t src, uint8_t mask)
 {
-	emit_vex_w1(e, 2, pp, dst, src, mask);
+	emit_vex(e, 8, 2, pp, dst, src, mask);
 	emit_u8(e, 0xf5);
 	emit_u8(e, (uint8_t)(0xc0 | (dst & 7) << 3 | (mask & 7)));
 }
@@ -343,7 +343,7 @@ static bool is4_of_three_bits(const struct insn *insn)
 	       insn->opcode >= 0x4a && insn->opcode <= 0x4c;
 }
 
-static void emit_vex(struct emit *e, const struct insn *insn, const struct insn_regs *r,
+static void emit_guest_vex(struct emit *e, const struct insn *insn, const struct insn_regs *r,
 		     const struct fields *f)
 {
 	const uint8_t *b = insn->bytes;
@@ -402,7 +402,7 @@ void insn_emit(struct emit *e, const struct insn *insn, const struct insn_regs *
 		return;
 	}
 	if (insn->encoding == ENC_VEX)
-		emit_vex(e, insn, regs, &f);
+		emit_guest_vex(e, insn, regs, &f);
 	else if (insn->encoding == ENC_EVEX)
 		emit_evex(e, insn, regs, &f);
 	else

@@ -94,7 +94,7 @@ void emit_lea(struct emit *e, unsigned width, uint8_t dst, struct hmem mem);
 void emit_mov_imm(struct emit *e, uint8_t dst, uint64_t imm);
 void emit_movzx(struct emit *e, unsigned from, uint8_t dst, uint8_t src); /* from 1 or 2 bytes */
 void emit_rorx(struct emit *e, uint8_t dst, uint8_t src, uint8_t count);
-void emit_shrx(struct emit *e, uint8_t dst, uint8_t src, uint8_t count_reg);
+void emit_shrx(struct emit *e, unsigned width, uint8_t dst, uint8_t src, uint8_t count_reg);
 
 void emit_pext(struct emit *e, uint8_t dst, uint8_t src, uint8_t mask);
 void emit_pdep(struct emit *e, uint8_t dst, uint8_t src, uint8_t mask);

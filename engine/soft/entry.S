@@ -48,7 +48,7 @@
 #define FL_SYSRET 0x207600 /* IF DF IOPL NT ID */
 #define RSP_BIAS 14
 #define TLB_BIAS 12
-#define TLB_JUMP 0x60000 /* struct soft_tlb's jump[]: tag, code */
+#define TLB_JUMP 0x1800000 /* struct soft_tlb's jump[]: tag, code */
 #define JUMP_ROTATE 2
 #define LINK_TARGET 32	 /* struct block_link */
 #define LINK_TRIES 36

@@ -330,17 +330,27 @@ static bool bit_test(const uint64_t *bits, uint64_t n)
 	return bits[n / 64] >> (n & 63) & 1;
 }
 
-/* The next group whose bit is set, from *group on; the bit is cleared. */
-static bool group_next(uint64_t *groups, unsigned words, unsigned *group)
+/* The next group whose bit is set, from *group on. */
+static bool group_find(const uint64_t *groups, unsigned words, unsigned *group)
 {
-	for (unsigned w = *group / 64; w < words; w++) {
-		if (groups[w]) {
-			*group = w * 64 + (unsigned)__builtin_ctzll(groups[w]);
-			groups[w] &= groups[w] - 1;
+	uint64_t from = ~0ull << *group % 64;
+
+	for (unsigned w = *group / 64; w < words; w++, from = ~0ull) {
+		if (groups[w] & from) {
+			*group = w * 64 + (unsigned)__builtin_ctzll(groups[w] & from);
 			return true;
 		}
 	}
 	return false;
+}
+
+/* The same; the bit is cleared. */
+static bool group_next(uint64_t *groups, unsigned words, unsigned *group)
+{
+	if (!group_find(groups, words, group))
+		return false;
+	groups[*group / 64] &= ~(1ull << *group % 64);
+	return true;
 }
 
 /* An entry comes from a page of this size: INVLPG has to know. */
@@ -361,7 +371,7 @@ static void slot_note_local(struct soft_slot *slot, enum tlb_kind kind, unsigned
 	if (local->n && local->n < LOCAL_MAX && local->index[local->n - 1] == i)
 		return;
 	if (local->n < LOCAL_MAX)
-		local->index[local->n++] = (uint16_t)i;
+		local->index[local->n++] = i;
 }
 
 static void tlb_put(struct soft_cpu *cpu, enum tlb_kind kind, uint64_t linear, uint8_t *hva,
@@ -704,9 +714,8 @@ void tlb_drop_writes(struct soft_cpu *cpu, const uint8_t *hva_page)
 		for (unsigned kind = 0; slot->used && kind < TLB_KINDS; kind++) {
 			struct soft_tlb *tlb = slot->tlb[kind];
 
-			for (unsigned g = 0; g < TLB_ENTRIES / TLB_GROUP; g++) {
-				if (!bit_test(slot->touched[kind], g))
-					continue;
+			for (unsigned g = 0; group_find(slot->touched[kind], TLB_WORDS, &g);
+			     g++) {
 				for (unsigned i = g * TLB_GROUP; i < (g + 1) * TLB_GROUP; i++)
 					if (tlb->wtag[i] == tlb->rtag[i] &&
 					    tlb->addend[i] - tlb->wtag[i] == (uintptr_t)hva_page)

@@ -276,8 +276,7 @@ static void emit_stream(struct translation *t, const struct stream *s, uint32_t 
 	uint8_t index = s->index == REG_NONE ? H_NONE : guest_reg(s->index);
 
 	emit_lea(e, 8, s->pointer, hmem_x(guest_reg(s->base), index, s->scale, s->lo));
-	emit_rorx(e, H_RCX, s->pointer, TLB_ROTATE);
-	emit_shrx(e, H_RCX, H_RCX, H_RSP);
+	emit_shrx(e, 4, H_RCX, s->pointer, H_R15);
 	emit_load(e, 8, H_RCX, hmem_x(H_R15, H_RCX, 8, s->write ? TLB_DISP(wtag) : TLB_DISP(rtag)));
 	emit_lea(e, 8, H_RCX, hmem_x(H_RCX, s->pointer, 1, s->hi - s->lo - 1));
 	emit_op_rr(e, 8, 0, 0x81, 7, H_RCX); /* cmp rcx, 0xfff */
@@ -285,8 +284,7 @@ static void emit_stream(struct translation *t, const struct stream *s, uint32_t 
 	emit_jcc_back(e, 7, fail); /* a */
 	if (s->step)
 		emit_iterations(e, s);
-	emit_rorx(e, H_RCX, s->pointer, TLB_ROTATE);
-	emit_shrx(e, H_RCX, H_RCX, H_RSP);
+	emit_shrx(e, 4, H_RCX, s->pointer, H_R15);
 	emit_load(e, 8, H_RCX, hmem_x(H_R15, H_RCX, 8, TLB_DISP(addend)));
 	emit_lea(e, 8, s->pointer, hmem_x(s->pointer, H_RCX, 1, -s->step));
 }

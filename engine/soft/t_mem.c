@@ -107,15 +107,14 @@ static struct hmem emit_access_simple(struct translation *t, uint8_t base, int32
 
 	c->linear = hmem(base, disp);
 	if (disp) {
-		emit_lea(e, 8, H_R10, hmem(base, disp));
-		emit_rorx(e, H_R10, H_R10, TLB_ROTATE);
+		emit_lea(e, 4, H_R10, hmem(base, disp));
+		emit_shrx(e, 4, H_R10, H_R10, H_R15);
 	} else {
-		emit_rorx(e, H_R10, base, TLB_ROTATE);
+		emit_shrx(e, 4, H_R10, base, H_R15);
 	}
-	emit_shrx(e, H_R10, H_R10, H_RSP);
 	emit_load(e, 8, H_RCX, hmem_x(H_R15, H_R10, 8, tag_disp(desc)));
 	emit_lea(e, 8, H_RCX, hmem_x(H_RCX, base, 1, disp + (int32_t)size - 1));
-	emit_shrx(e, H_RCX, H_RCX, H_R15);
+	emit_shrx(e, 8, H_RCX, H_RCX, H_R15);
 	hit = emit_jrcxz(e);
 	c->from = emit_jmp(e);
 	emit_here8(e, hit);
@@ -134,16 +133,14 @@ static struct hmem emit_access_linear(struct translation *t, unsigned size, uint
 	uint32_t hit;
 
 	c->address = true;
-	emit_rorx(e, H_RCX, H_R10, TLB_ROTATE);
-	emit_shrx(e, H_RCX, H_RCX, H_RSP);
+	emit_shrx(e, 4, H_RCX, H_R10, H_R15);
 	emit_load(e, 8, H_RCX, hmem_x(H_R15, H_RCX, 8, tag_disp(desc)));
 	emit_lea(e, 8, H_RCX, hmem_x(H_RCX, H_R10, 1, (int32_t)size - 1));
-	emit_shrx(e, H_RCX, H_RCX, H_R15);
+	emit_shrx(e, 8, H_RCX, H_RCX, H_R15);
 	hit = emit_jrcxz(e);
 	c->from = emit_jmp(e);
 	emit_here8(e, hit);
-	emit_rorx(e, H_RCX, H_R10, TLB_ROTATE);
-	emit_shrx(e, H_RCX, H_RCX, H_RSP);
+	emit_shrx(e, 4, H_RCX, H_R10, H_R15);
 	emit_load(e, 8, H_RCX, hmem_x(H_R15, H_RCX, 8, TLB_DISP(addend)));
 	*out = c;
 	if (!rcx_free) {
@@ -191,15 +188,14 @@ static struct hmem emit_leader_simple(struct translation *t, const struct share 
 
 	p->linear = hmem(base, disp);
 	if (disp) {
-		emit_lea(e, 8, H_R10, hmem(base, disp));
-		emit_rorx(e, H_R10, H_R10, TLB_ROTATE);
+		emit_lea(e, 4, H_R10, hmem(base, disp));
+		emit_shrx(e, 4, H_R10, H_R10, H_R15);
 	} else {
-		emit_rorx(e, H_R10, base, TLB_ROTATE);
+		emit_shrx(e, 4, H_R10, base, H_R15);
 	}
-	emit_shrx(e, H_R10, H_R10, H_RSP);
 	emit_load(e, 8, H_RCX, hmem_x(H_R15, H_R10, 8, tag_disp(s->write ? MEM_WRITE : 0)));
 	emit_lea(e, 8, H_RCX, hmem_x(H_RCX, base, 1, disp + (int32_t)s->size - 1));
-	emit_shrx(e, H_RCX, H_RCX, H_R15);
+	emit_shrx(e, 8, H_RCX, H_RCX, H_R15);
 	hit = emit_jrcxz(e);
 	p->from = emit_jmp(e);
 	emit_here8(e, hit);
@@ -216,16 +212,14 @@ static struct hmem emit_leader_linear(struct translation *t, const struct share 
 	uint32_t hit;
 
 	p->address = true;
-	emit_rorx(e, H_RCX, H_R10, TLB_ROTATE);
-	emit_shrx(e, H_RCX, H_RCX, H_RSP);
+	emit_shrx(e, 4, H_RCX, H_R10, H_R15);
 	emit_load(e, 8, H_RCX, hmem_x(H_R15, H_RCX, 8, tag_disp(s->write ? MEM_WRITE : 0)));
 	emit_lea(e, 8, H_RCX, hmem_x(H_RCX, H_R10, 1, (int32_t)s->size - 1));
-	emit_shrx(e, H_RCX, H_RCX, H_R15);
+	emit_shrx(e, 8, H_RCX, H_RCX, H_R15);
 	hit = emit_jrcxz(e);
 	p->from = emit_jmp(e);
 	emit_here8(e, hit);
-	emit_rorx(e, H_RCX, H_R10, TLB_ROTATE);
-	emit_shrx(e, H_RCX, H_RCX, H_RSP);
+	emit_shrx(e, 4, H_RCX, H_R10, H_R15);
 	emit_load(e, 8, H_RCX, hmem_x(H_R15, H_RCX, 8, TLB_DISP(addend)));
 	emit_lea(e, 8, H_R10, hmem_x(H_R10, H_RCX, 1, 0));
 	return leader_done(t, s, p);

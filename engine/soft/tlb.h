@@ -53,7 +53,7 @@ struct known_jump {
 /* Entries of a table that are not from global pages. */
 struct local_entries {
 	unsigned n; /* LOCAL_MAX: some are not in the list */
-	uint16_t index[LOCAL_MAX];
+	uint32_t index[LOCAL_MAX];
 };
 
 struct soft_slot {

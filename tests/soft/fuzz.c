@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -535,19 +536,26 @@ static bool page_has_code(struct soft_vm *svm, uint64_t host)
 	return attr && (*attr & PAGE_CODE);
 }
 
-/* All tables of the vCPU, which is not running. */
+#define TAGS_PAGE (4096 / sizeof(uint64_t))
+
+/* All tables of the vCPU, which is not running. Pages of them that nobody touched are left alone. */
 static const char *escape(struct soft_vm *svm, const struct soft_cpu *cpu)
 {
+	static unsigned char there[2 * TLB_ENTRIES / TAGS_PAGE]; /* of rtag and wtag */
 	const char *why = NULL;
 
 	for (unsigned n = 0; n < (SLOTS + 1) * TLB_KINDS && !why; n++) {
 		const struct soft_slot *slot = &cpu->slots->slot[n / TLB_KINDS];
 		const struct soft_tlb *tlb = slot->tlb[n % TLB_KINDS];
 
+		if (tlb && mincore((void *)tlb, sizeof(tlb->rtag) + sizeof(tlb->wtag), there))
+			return "a table is not mapped";
 		for (unsigned i = 0; tlb && i < TLB_ENTRIES && !why; i++) {
-			bool live = tag_matches(tlb->rtag[i], i) || tag_matches(tlb->wtag[i], i);
-
-			if (!live)
+			if (!((there[i / TAGS_PAGE] | there[(TLB_ENTRIES + i) / TAGS_PAGE]) & 1)) {
+				i |= TAGS_PAGE - 1;
+				continue;
+			}
+			if (!tag_matches(tlb->rtag[i], i) && !tag_matches(tlb->wtag[i], i))
 				continue;
 			if (!slot->used ||
 			    !(slot->touched[n % TLB_KINDS][i / 4096] >> (i / 64 & 63) & 1))
