@@ -11,17 +11,18 @@ struct soft_cache {
 	struct soft_block *_Atomic hash[1 << BLOCK_HASH_BITS];
 	struct page_node *pages[1 << PAGE_HASH_BITS];
 	uint32_t far_used;
-	uint32_t code_used; /* bytes of code memory */
-	uint8_t *meta;	    /* blocks, links, instruction copies */
+	uint32_t code_used, cold_used; /* offsets in code memory: where the next block's will be */
+	uint32_t cold_first;	       /* .. of the first block's, behind the stubs */
 	uint64_t meta_size, meta_used;
 	struct soft_block **blocks; /* every block of this filling, by ascending code offset */
 	uint32_t blocks_max;
 	_Atomic uint32_t nblocks;
 };
 
-/* What a dead block's `cross` entry begins with: jmp to the seven bytes before it. */
-#define BLOCK_BURIED_JMP 7
-#define BLOCK_BURIED ((uint16_t)(0xeb | (uint8_t)(-2 - BLOCK_BURIED_JMP) << 8))
+/* A block's code begins with so many bytes, and behind them is the `cross` entry, at a multiple of BLOCK_ALIGN: its first
+ * instruction, as long as a jump of 32 bits, is replaced in one piece when the block dies. */
+#define BLOCK_OUT 5
+#define BLOCK_ALIGN 8
 
 unsigned block_hash(const struct block_key *key);
 /* The list that holds the nodes of this page (and of others). */

@@ -12,7 +12,10 @@
 
 #define META_FACTOR \
 	2 /* metadata memory, in sizes of code memory; pages that are not used cost nothing */
-#define BLOCK_CODE_MIN 64 /* no block has less code than that */
+#define BLOCK_CODE_MIN 64 /* no more blocks than of that size fill the cache */
+/* The part of code memory that is for cold code: as much of what is written, by measure. */
+#define COLD_FROM 5
+#define COLD_FROM_OF 8
 
 static void *reserve(uint64_t size)
 {
@@ -42,6 +45,21 @@ static int code_map(struct soft_vm *svm, struct error *err)
 	return 0;
 }
 
+/* Where, from this offset on, the next block may begin. */
+static uint32_t code_place(uint32_t offset)
+{
+	return ((offset + BLOCK_OUT + BLOCK_ALIGN - 1) & ~(BLOCK_ALIGN - 1u)) - BLOCK_OUT;
+}
+
+static void cache_empty(struct soft_cache *cache)
+{
+	cache->far_used = 0;
+	cache->code_used = code_place(0);
+	cache->cold_used = cache->cold_first;
+	cache->meta_used = 0;
+	atomic_store(&cache->nblocks, 0);
+}
+
 int cache_init(struct soft_vm *svm, uint64_t size, struct error *err)
 {
 	struct soft_cache *cache = reserve(sizeof(*cache));
@@ -56,11 +74,14 @@ int cache_init(struct soft_vm *svm, uint64_t size, struct error *err)
 	if (ret)
 		return ret;
 	cache->meta_size = size * META_FACTOR;
-	cache->meta = reserve(cache->meta_size);
+	svm->meta = reserve(cache->meta_size);
 	cache->blocks_max = (uint32_t)(size / BLOCK_CODE_MIN);
 	cache->blocks = reserve(cache->blocks_max * sizeof(*cache->blocks));
-	if (!cache->meta || !cache->blocks)
+	if (!svm->meta || !cache->blocks)
 		return error_set(err, ENOMEM, "out of memory");
+	svm->cold = (uint32_t)(size / COLD_FROM_OF * COLD_FROM);
+	cache->cold_first = svm->cold + soft_code_stubs(svm);
+	cache_empty(cache);
 	return 0;
 }
 
@@ -70,7 +91,7 @@ void cache_resident(struct soft_vm *svm, uint64_t *code, uint64_t *tables)
 
 	*code = mapping_resident(svm->code_rw, svm->code_size);
 	*tables = mapping_resident(cache, sizeof(*cache)) +
-		  mapping_resident(cache->meta, cache->meta_size) +
+		  mapping_resident(svm->meta, cache->meta_size) +
 		  mapping_resident(cache->blocks, cache->blocks_max * sizeof(*cache->blocks));
 	for (unsigned i = 0; i < svm->ncpus; i++)
 		if (svm->cpu[i])
@@ -87,8 +108,8 @@ void cache_fini(struct soft_vm *svm)
 		munmap(svm->code_rw, svm->code_size);
 	if (svm->code_rx != MAP_FAILED)
 		munmap(svm->code_rx, svm->code_size);
-	if (cache->meta)
-		munmap(cache->meta, cache->meta_size);
+	if (svm->meta)
+		munmap(svm->meta, cache->meta_size);
 	if (cache->blocks)
 		munmap(cache->blocks, cache->blocks_max * sizeof(*cache->blocks));
 	munmap(cache, sizeof(*cache));
@@ -98,7 +119,7 @@ void cache_fini(struct soft_vm *svm)
 void *cache_meta_alloc(struct soft_vm *svm, uint64_t size)
 {
 	struct soft_cache *cache = svm->cache;
-	void *p = cache->meta + cache->meta_used;
+	void *p = svm->meta + cache->meta_used;
 
 	size = (size + 15) & ~15ull;
 	if (size > cache->meta_size - cache->meta_used)
@@ -107,15 +128,17 @@ void *cache_meta_alloc(struct soft_vm *svm, uint64_t size)
 	return p;
 }
 
-int cache_code_begin(struct soft_vm *svm, uint32_t *offset)
+int cache_code_begin(struct soft_vm *svm, uint32_t *offset, uint32_t *cold)
 {
 	struct soft_cache *cache = svm->cache;
 
-	if (svm->code_size - cache->code_used < BLOCK_CODE_MAX ||
+	if (cache->code_used + BLOCK_CODE_MAX > svm->cold ||
+	    cache->cold_used + BLOCK_CODE_MAX > svm->code_size ||
 	    atomic_load(&cache->nblocks) == cache->blocks_max ||
 	    cache->meta_size - cache->meta_used < 64 * 1024)
 		return -ENOSPC;
 	*offset = cache->code_used;
+	*cold = cache->cold_used;
 	return 0;
 }
 
@@ -138,7 +161,8 @@ void block_insert(struct soft_vm *svm, struct soft_block *block)
 	if (block->gpa2 != ~0ull)
 		page_node_add(svm, block, &block->page[1], block->gpa2);
 	code_map_add(svm, block);
-	cache->code_used = (block->start + block->code_len + 15) & ~15u;
+	cache->code_used = code_place(block->start + block->code_len);
+	cache->cold_used = block->cold + block->cold_len;
 	cache->blocks[n] = block;
 	atomic_store(&cache->nblocks, n + 1);
 	atomic_store(&block->valid, true);
@@ -157,10 +181,7 @@ void cache_flush(struct soft_cpu *self)
 	memset(cache->hash, 0, sizeof(cache->hash));
 	memset(cache->pages, 0, sizeof(cache->pages));
 	madvise(svm->code_map, svm->page_attr_size * sizeof(*svm->code_map), MADV_DONTNEED);
-	cache->far_used = 0;
-	cache->code_used = 0;
-	cache->meta_used = 0;
-	atomic_store(&cache->nblocks, 0);
+	cache_empty(cache);
 	for (unsigned i = 0; i < svm->ncpus; i++) {
 		if (!svm->cpu[i])
 			continue;
@@ -183,10 +204,11 @@ struct soft_block *block_at(struct soft_vm *svm, const void *host_pc)
 	while (low < high) {
 		uint32_t mid = low + (high - low) / 2;
 		struct soft_block *b = cache->blocks[mid];
+		uint32_t start = offset < svm->cold ? b->start : b->cold;
 
-		if (offset < b->start)
+		if (offset < start)
 			high = mid;
-		else if (offset >= b->start + b->code_len)
+		else if (offset >= start + (offset < svm->cold ? b->code_len : b->cold_len))
 			low = mid + 1;
 		else
 			return b;

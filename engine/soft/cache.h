@@ -4,6 +4,10 @@
  * One cache a VM, shared by its vCPUs. Code memory is shared memory mapped twice: written through `rw`,
  * executed through `rx` (W^X). When it is full everything is thrown away at a safepoint.
  *
+ * Of each block what is executed as a rule and what is not (misses, ways out that are not linked) lie apart, the first from
+ * the start of code memory, the second from svm->cold on: what the CPU's caches hold should be executed. At svm->cold itself
+ * are jumps to entry.S's thunks, of CODE_STUB_SIZE bytes each, for both: shorter than an indirect one.
+ *
  * Threads: translation, insertion and invalidation run under svm->lock; look-up (block_find) takes no
  * lock. Blocks are freed only when the whole cache is thrown away, with every vCPU outside translated
  * code (a safepoint); an invalidated block stays in memory until then, its entries patched to leave.
@@ -23,7 +27,8 @@
 
 #define CACHE_DEFAULT (64ull << 20)
 #define CACHE_MIN (256ull << 10)
-#define BLOCK_CODE_MAX 32768 /* host bytes of one block at most */
+#define BLOCK_CODE_MAX 32768 /* host bytes of one block at most, and as many cold ones */
+#define CODE_STUB_SIZE 16
 
 struct block_key {
 	uint64_t gpa;  /* of the first instruction */
@@ -35,7 +40,7 @@ struct block_key {
 
 /* host offset -> guest offset, ascending; the entry with the greatest host <= pc is the instruction. */
 struct block_pc {
-	uint32_t host;	/* from block->start */
+	uint32_t host;	/* from block->start; the cold ones are behind all others */
 	uint16_t guest; /* from block->key.gpa */
 	uint16_t flags; /* BLOCK_PC_*: see translate.c */
 };
@@ -44,9 +49,10 @@ struct block_pc {
 struct block_link {
 	struct soft_block *from, *to; /* `to` NULL: not linked */
 	struct block_link *next_in;   /* list of links into `to` */
-	uint32_t patch;		      /* offset in code memory of the 4-byte-aligned rel32 */
-	uint32_t unlinked;	      /* code offset of the exit it jumps to when not linked */
-	int32_t target;		      /* page offset of the target; beyond the page if far */
+	uint32_t
+		patch; /* offset in code memory of the rel32, which is within eight aligned bytes */
+	uint32_t unlinked; /* code offset of the exit it jumps to when not linked */
+	int32_t target;	   /* page offset of the target; beyond the page if far */
 	uint8_t tries; /* so many times by the jump cache, but the last: then dispatch tries to link it */
 	/* Far: to another page, or to an instruction that may reach over the edge of its own. It is taken while
 	 * soft_tlb.far[far_entry] says that the pages are still what they were; the number, 1 to 4095, tells it from
@@ -85,6 +91,7 @@ struct soft_block {
 	uint32_t local;		/* .. of its `local` entry */
 	uint32_t unchecked;	/* .. of what follows that entry's look at run_ok */
 	uint32_t code_len;	/* from `start` */
+	uint32_t cold, cold_len;
 	struct block_pc *pcs;
 	struct block_link *links;
 	struct block_link *in; /* links that lead here */
@@ -105,6 +112,8 @@ struct soft_vm {
 	struct soft_lock lock; /* q_lock.h: may be taken by quick code */
 	uint8_t *code_rw, *code_rx;
 	uint64_t code_size;
+	uint32_t cold; /* offset in code memory */
+	uint8_t *meta; /* blocks, links, instruction copies */
 	struct soft_cache *cache;
 	unsigned ncpus;
 	struct soft_cpu *cpu[64];
@@ -142,11 +151,12 @@ struct soft_block *block_find(struct soft_vm *svm, const struct block_key *key);
 /*
  * Translation. Before svm->lock is taken: cache_watch_page() for each guest page: from then on writes to it are
  * seen, and on return every vCPU has lost its right to write there silently, so the bytes are read after it.
- * Under svm->lock: cache_code_begin() gives the offset of BLOCK_CODE_MAX free bytes (-ENOSPC: release the lock and
- * cache_flush()); block_insert() keeps code_len of them and puts the block into the table and its pages' lists.
+ * Under svm->lock: cache_code_begin() gives the offsets of BLOCK_CODE_MAX free bytes and as many cold ones (-ENOSPC: release
+ * the lock and cache_flush()); block_insert() keeps code_len and cold_len of them and puts the block into the table and its
+ * pages' lists.
  * Lock order: exclusive, then svm->lock.
  */
-int cache_code_begin(struct soft_vm *svm, uint32_t *offset);
+int cache_code_begin(struct soft_vm *svm, uint32_t *offset, uint32_t *cold);
 void cache_watch_page(struct soft_cpu *self, uint64_t gpa);
 /* Is it watched still? ROM always is. */
 bool cache_page_watched(struct soft_vm *svm, uint64_t gpa);
@@ -158,8 +168,11 @@ void block_insert(struct soft_vm *svm, struct soft_block *block);
 struct soft_block *soft_translate(struct soft_cpu *cpu, const struct block_key *key, uint64_t gpa2,
 				  uint64_t limit_left, int *error);
 
+/* translate.c: the jumps to entry.S's thunks, at svm->cold; bytes of them. */
+uint32_t soft_code_stubs(struct soft_vm *svm);
+
 /* Under svm->lock: gives a far link its place in soft_tlb.far[]; false: there is none left. */
-bool cache_far_new(struct soft_vm *svm, struct block_link *link);
+bool cache_far_new(struct soft_vm *svm, uint32_t *entry, uint16_t *number);
 /* Patches a link to its target's local entry, or behind that one's look at run_ok; both valid and of one mode; atomic
  * for vCPUs that execute there. Under svm->lock. */
 void block_link(struct soft_vm *svm, struct block_link *link, struct soft_block *to);

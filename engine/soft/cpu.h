@@ -16,8 +16,8 @@
  * them (mov, lea, movzx, rorx, shrx, jrcxz, jmp). DF is 0, AC 0, TF 0 in the host; the guest's system
  * flags are in cpu->sysflags. Vector and x87 state is the guest's, in the host's registers.
  *
- *   host RSP   (uint8_t *)cpu + SOFT_RSP_BIAS; its low six bits are 50, so that shrx r, r, rsp keeps
- *              the upper 14 bits. Below the struct lies the stack that thunks call C on.
+ *   host RSP   (uint8_t *)cpu + SOFT_RSP_BIAS: what code uses is a byte's displacement away on both sides of it.
+ *              Below the struct lies the stack that thunks call C on.
  *   host RCX   scratch (jrcxz, shift counts)          host R10  scratch (TLB index, then addend)
  *   host R15   (uint8_t *)cpu->tlb + SOFT_TLB_BIAS; its low six bits are 12: shrx r, r, r15 = page number
  *   RAX RDX RBX RBP RSI RDI R8 R9 R12 R13   the guest's of the same name
@@ -53,7 +53,7 @@ struct soft_lapic;
 struct vcpu;
 struct vm_exit;
 
-#define SOFT_RSP_BIAS (-14)
+#define SOFT_RSP_BIAS 120
 #define SOFT_TLB_BIAS 12
 #define SOFT_STACK_SIZE (256 * 1024) /* below struct soft_cpu, with a guard page under it */
 
@@ -205,32 +205,51 @@ struct soft_replay {
 	uint64_t flushes;
 };
 
+/* Thunks of entry.S, in soft_stubs[]. */
+enum soft_stub {
+	STUB_QUICK,
+	STUB_FULL,
+	STUB_SLOW_ADDEND,
+	STUB_SLOW_ADDRESS,
+	STUB_COMMIT,
+	STUB_LEAVE,
+	STUB_LINEAR,
+	STUB_PROBE,
+	STUB_EXIT,
+	STUB_EXIT_FAR,
+	STUB_LEAVE_AT,
+	STUB_SYSCALL,
+	STUB_SYSRET,
+	STUBS
+};
+
 struct soft_cpu {
-	/* Offsets up to 113 are reached with a one-byte displacement from RSP. entry.S knows this part. */
+	/* Up to gpr[] all is reached with a one-byte displacement from RSP. entry.S knows this part. */
 	_Atomic uint64_t
 		run_ok;	   /* 0x00: not 0: go on. Each block looks at it. Any thread stores 0 */
 	uint64_t page_rip; /* 0x08 */
 	uint64_t rip;	   /* 0x10: as the C side sees it; not kept inside a block */
-	uint64_t gpr[X86_GPRS];	   /* 0x18 */
-	uint64_t fs_base, gs_base; /* 0x98: copies of seg[].base */
-	uint64_t scratch[4];	   /* 0xa8: translated code's own; [0] holds a borrowed register */
-	uint64_t arith;		   /* 0xc8: RFLAGS OSZAPC (and bit 1) while C runs */
-	uint64_t sysflags;	 /* 0xd0: all other RFLAGS: TF IF DF IOPL NT RF VM AC VIF VIP ID */
-	struct soft_tlb *tlb;	 /* 0xd8: the current table (slot, kind) */
-	uint64_t host_rsp;	 /* 0xe0: the thread's own stack, while inside soft_enter() */
-	uint64_t unwind;	 /* 0xe8: an enum soft_next; see soft_mem_slow() */
-	uint64_t host_fp;	 /* 0xf0: the host's MXCSR and FCW, while inside soft_enter() */
-	void *stub[8];		 /* 0xf8: entry.S's thunks, enum soft_stub */
-	struct block_link *link; /* 0x138: the direct jump that led to dispatch, or NULL */
-	uint64_t xsave_mask;	 /* 0x140: components that are swapped */
-	void *xsave_area;	 /* 0x148: `xsave` below */
-	uint64_t bounce_active;	 /* 0x150: not 0: the access needs soft_mem_commit() */
-	void *probe_stub;	 /* 0x158: soft_stub_probe */
 	uint64_t shared
-		[4]; /* 0x160: host addresses that accesses of the running block share: t_share.c */
-	struct soft_side side[TLB_KINDS]; /* 0x180: by enum tlb_kind, as if CR4.SMAP were set */
-	uint64_t side_star;		  /* 0x1e0: the STAR that their cs and ss come from */
-	void *syscall_stub, *sysret_stub; /* 0x1e8: soft_stub_syscall, soft_stub_sysret */
+		[4]; /* 0x18: host addresses that accesses of the running block share: t_share.c */
+	uint64_t scratch[4];	   /* 0x38: translated code's own; [0] holds a borrowed register */
+	uint64_t fs_base, gs_base; /* 0x58: copies of seg[].base */
+	uint64_t pushed
+		[2]; /* 0x68: below RSP: a thunk's return address, and the flags on their way */
+	uint64_t gpr[X86_GPRS];	 /* 0x78 */
+	uint64_t arith;		 /* 0xf8: RFLAGS OSZAPC (and bit 1) while C runs */
+	uint64_t sysflags;	 /* 0x100: all other RFLAGS: TF IF DF IOPL NT RF VM AC VIF VIP ID */
+	struct soft_tlb *tlb;	 /* 0x108: the current table (slot, kind) */
+	uint64_t host_rsp;	 /* 0x110: the thread's own stack, while inside soft_enter() */
+	uint64_t unwind;	 /* 0x118: an enum soft_next; see soft_mem_slow() */
+	uint64_t host_fp;	 /* 0x120: the host's MXCSR and FCW, while inside soft_enter() */
+	struct block_link *link; /* 0x128: the direct jump that led to dispatch, or NULL */
+	uint64_t xsave_mask;	 /* 0x130: components that are swapped */
+	void *xsave_area;	 /* 0x138: `xsave` below */
+	uint64_t bounce_active;	 /* 0x140: not 0: the access needs soft_mem_commit() */
+	uint8_t *meta;		 /* 0x148: svm->meta */
+	struct soft_side side[TLB_KINDS]; /* 0x150: by enum tlb_kind, as if CR4.SMAP were set */
+	uint64_t side_star;		  /* 0x1b0: the STAR that their cs and ss come from */
+	void *stub[2];			  /* soft_stubs[] of STUB_QUICK and STUB_FULL */
 	uint32_t align; /* MODE_AC: what the operand's address must be a multiple of; t_mem.c */
 
 	uint32_t mode;	 /* MODE_*, for the block to be looked up next; soft_update_mode() */
@@ -282,7 +301,6 @@ struct soft_cpu {
 	struct soft_lapic *lapic;
 	struct soft_slots *slots; /* tlb.c's */
 	struct soft_counters *counters;
-	void *exit_stub;	   /* soft_stub_exit */
 	uint8_t io_data[1024 * 4]; /* of an INOUT exit */
 	/* What an IN, RDMSR .. exit is to do with its value when the vCPU is run next: see soft.c. */
 	enum soft_next (*complete)(struct soft_cpu *cpu);
@@ -293,31 +311,31 @@ struct soft_cpu {
 };
 
 _Static_assert(offsetof(struct soft_tlb, jump) == 0x1800000, "entry.S");
-_Static_assert(offsetof(struct soft_cpu, gpr) == 0x18, "entry.S");
-_Static_assert(offsetof(struct soft_cpu, scratch) == 0xa8, "entry.S");
-_Static_assert(offsetof(struct soft_cpu, arith) == 0xc8, "entry.S");
-_Static_assert(offsetof(struct soft_cpu, tlb) == 0xd8, "entry.S");
-_Static_assert(offsetof(struct soft_cpu, unwind) == 0xe8, "entry.S");
-_Static_assert(offsetof(struct soft_cpu, stub) == 0xf8, "entry.S");
-_Static_assert(offsetof(struct soft_cpu, xsave_mask) == 0x140, "entry.S");
-_Static_assert(offsetof(struct soft_cpu, bounce_active) == 0x150, "entry.S");
-_Static_assert(offsetof(struct soft_cpu, side) == 0x180, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, gpr) == 0x78, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, scratch) == 0x38, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, arith) == 0xf8, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, tlb) == 0x108, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, unwind) == 0x118, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, gpr) == SOFT_RSP_BIAS, "pushed[] is below RSP");
+_Static_assert(offsetof(struct soft_cpu, xsave_mask) == 0x130, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, bounce_active) == 0x140, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, side) == 0x150, "entry.S");
 _Static_assert(sizeof(struct soft_side) == 0x20, "entry.S");
 _Static_assert(NEXT_LEAVE == 1 && NEXT_FAULT == 2 && NEXT_MISSED == 4, "entry.S");
-_Static_assert(offsetof(struct soft_cpu, side_star) == 0x1e0, "entry.S");
-_Static_assert(offsetof(struct soft_cpu, mode) == 0x1fc, "entry.S");
-_Static_assert(offsetof(struct soft_cpu, kind) == 0x200, "entry.S");
-_Static_assert(offsetof(struct soft_cpu, seg[X86_CS]) == 0x228, "entry.S");
-_Static_assert(offsetof(struct soft_cpu, seg[X86_SS]) == 0x240, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, side_star) == 0x1b0, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, mode) == 0x1cc, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, kind) == 0x1d0, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, seg[X86_CS]) == 0x1f8, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, seg[X86_SS]) == 0x210, "entry.S");
 _Static_assert(offsetof(struct x86_seg, unusable) == 16, "entry.S");
-_Static_assert(offsetof(struct soft_cpu, efer) == 0x318, "entry.S");
-_Static_assert(offsetof(struct soft_cpu, msr.star) == 0x370, "entry.S");
-_Static_assert(offsetof(struct soft_cpu, msr.lstar) == 0x378, "entry.S");
-_Static_assert(offsetof(struct soft_cpu, msr.sfmask) == 0x388, "entry.S");
-_Static_assert(offsetof(struct soft_cpu, cpl) == 0x4e8, "entry.S");
-_Static_assert(offsetof(struct soft_cpu, shadow_sti) == 0x4ec, "entry.S");
-_Static_assert(offsetof(struct soft_cpu, shadow_mov_ss) == 0x4ed, "entry.S");
-_Static_assert(offsetof(struct soft_cpu, event_waiting) == 0x502, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, efer) == 0x2e8, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, msr.star) == 0x340, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, msr.lstar) == 0x348, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, msr.sfmask) == 0x358, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, cpl) == 0x4b8, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, shadow_sti) == 0x4bc, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, shadow_mov_ss) == 0x4bd, "entry.S");
+_Static_assert(offsetof(struct soft_cpu, event_waiting) == 0x4d2, "entry.S");
 
 #define ARITH_FLAGS (X86_FL_CF | X86_FL_PF | X86_FL_AF | X86_FL_ZF | X86_FL_SF | X86_FL_OF)
 
@@ -346,21 +364,12 @@ static inline void soft_request(struct soft_cpu *cpu, uint32_t req)
 
 /* Runs translated code from a block's `cross` entry until a helper or a block says otherwise. Loads the
  * vector state before and saves it after. */
-/* Indices into cpu->stub. */
-enum soft_stub {
-	STUB_QUICK,
-	STUB_FULL,
-	STUB_SLOW_ADDEND,
-	STUB_SLOW_ADDRESS,
-	STUB_COMMIT,
-	STUB_LEAVE,
-	STUB_LINEAR,
-	STUB_FAULT
-};
 extern void soft_stub_quick(void), soft_stub_full(void), soft_stub_slow_addend(void),
 	soft_stub_slow_address(void), soft_stub_commit(void), soft_stub_leave(void),
 	soft_stub_linear(void), soft_stub_fault(void), soft_stub_probe(void), soft_stub_exit(void),
-	soft_stub_syscall(void), soft_stub_sysret(void);
+	soft_stub_exit_far(void), soft_stub_leave_at(void), soft_stub_syscall(void),
+	soft_stub_sysret(void);
+extern void (*const soft_stubs[STUBS])(void);
 
 enum soft_next soft_enter(struct soft_cpu *cpu, void *code);
 

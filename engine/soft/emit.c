@@ -249,6 +249,12 @@ void emit_jmp_to(struct emit *e, uint32_t pos)
 	emit_u32(e, pos - (emit_pos(e) + 4));
 }
 
+void emit_call_to(struct emit *e, uint32_t pos)
+{
+	emit_u8(e, 0xe8);
+	emit_u32(e, pos - (emit_pos(e) + 4));
+}
+
 /* ---- a guest instruction again -------------------------------------------------------------------- */
 
 /* The numbers that the fields get: host registers for GPRs, the guest's own for all else. */
@@ -344,7 +350,7 @@ static bool is4_of_three_bits(const struct insn *insn)
 }
 
 static void emit_guest_vex(struct emit *e, const struct insn *insn, const struct insn_regs *r,
-		     const struct fields *f)
+			   const struct fields *f)
 {
 	const uint8_t *b = insn->bytes;
 	unsigned at = 0;

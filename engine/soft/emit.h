@@ -109,7 +109,8 @@ uint32_t emit_jmp(struct emit *e);		 /* rel32 */
 uint32_t emit_jcc(struct emit *e, unsigned cc);	 /* rel32 */
 void emit_here(struct emit *e, uint32_t place);	 /* a rel32 place */
 void emit_here8(struct emit *e, uint32_t place); /* a rel8 place */
-void emit_jmp_to(struct emit *e, uint32_t pos);	 /* backwards */
+void emit_jmp_to(struct emit *e, uint32_t pos);	 /* to what is written already */
+void emit_call_to(struct emit *e, uint32_t pos);
 
 /*
  * The guest instruction again: `reg`, `rm`, `vvvv`, `opreg` are host register numbers that stand for the GPRs

@@ -2,51 +2,53 @@
  * The way into translated code and out of it, and the thunks that call C from it. cpu.h tells which guest
  * register lies where. Offsets of struct soft_cpu are asserted there.
  *
- * Inside translated code RSP is cpu - 14. A thunk is called, so it begins with RSP = cpu - 22.
+ * Inside translated code RSP is cpu + 120. A thunk is called, so it begins with RSP = cpu + 112; below that are eight
+ * bytes to push to.
  */
 #define O_RUN_OK 0x00
 #define O_PAGE_RIP 0x08
 #define O_RIP 0x10
-#define O_GPR 0x18
-#define O_SCRATCH1 0xb0
-#define O_ARITH 0xc8
-#define O_TLB 0xd8
-#define O_HOST_RSP 0xe0
-#define O_UNWIND 0xe8
-#define O_HOST_FP 0xf0
-#define O_LINK 0x138
-#define O_XSAVE_MASK 0x140
-#define O_XSAVE_AREA 0x148
-#define O_BOUNCE 0x150
-#define O_SIDE_SUPER 0x1a0 /* struct soft_side of TLB_SUPER, of TLB_USER */
-#define O_SIDE_USER 0x180
+#define O_SCRATCH1 0x40
+#define O_GPR 0x78
+#define O_ARITH 0xf8
+#define O_SYSFLAGS 0x100
+#define O_TLB 0x108
+#define O_HOST_RSP 0x110
+#define O_UNWIND 0x118
+#define O_HOST_FP 0x120
+#define O_LINK 0x128
+#define O_XSAVE_MASK 0x130
+#define O_XSAVE_AREA 0x138
+#define O_BOUNCE 0x140
+#define O_META 0x148
+#define O_SIDE_SUPER 0x170 /* struct soft_side of TLB_SUPER, of TLB_USER */
+#define O_SIDE_USER 0x150
 #define SIDE_TLB 0
 #define SIDE_MODE 8
 #define SIDE_KIND 12
 #define SIDE_CS 16
 #define SIDE_SS 24
-#define O_SIDE_STAR 0x1e0
-#define O_MODE 0x1fc
-#define O_KIND 0x200
-#define O_CS 0x228
-#define O_SS 0x240
+#define O_SIDE_STAR 0x1b0
+#define O_MODE 0x1cc
+#define O_KIND 0x1d0
+#define O_CS 0x1f8
+#define O_SS 0x210
 #define SEG_LIMIT 8
 #define SEG_UNUSABLE 16
-#define O_EFER 0x318
-#define O_STAR 0x370
-#define O_LSTAR 0x378
-#define O_SFMASK 0x388
-#define O_CPL 0x4e8
-#define O_SHADOWS 0x4ec /* shadow_sti, shadow_mov_ss */
-#define O_EVENT_WAITING 0x502
-#define O_SYSFLAGS 0xd0
+#define O_EFER 0x2e8
+#define O_STAR 0x340
+#define O_LSTAR 0x348
+#define O_SFMASK 0x358
+#define O_CPL 0x4b8
+#define O_SHADOWS 0x4bc /* shadow_sti, shadow_mov_ss */
+#define O_EVENT_WAITING 0x4d2
 #define EFER_SCE 0x1
 #define FL_TF 0x100
 #define FL_AC 0x40000
 #define FL_AC_BIT 18
 #define FL_RF_BIT 16
 #define FL_SYSRET 0x207600 /* IF DF IOPL NT ID */
-#define RSP_BIAS 14
+#define RSP_BIAS (-120) /* cpu - RSP */
 #define TLB_BIAS 12
 #define TLB_JUMP 0x1800000 /* struct soft_tlb's jump[]: tag, code */
 #define JUMP_ROTATE 2
@@ -173,11 +175,35 @@ soft_stub_leave:
 	mov	$4, %eax	/* NEXT_MISSED */
 	jmp	leave_saved
 
-/* Jumped to by a direct jump that is not linked: RCX = struct block_link. By the jump cache (as in t_flow.c), or now and
- * then to dispatch, which links it. */
+/* Jumped to: RCX = where in its page to go on, in 64-bit code. */
+	.globl	soft_stub_leave_at
+soft_stub_leave_at:
+	mov	O_PAGE_RIP+RSP_BIAS(%rsp), %r10
+	lea	(%rcx,%r10), %rcx
+	mov	%rcx, O_RIP+RSP_BIAS(%rsp)
+	jmp	soft_stub_leave
+
+/* Jumped to by a far jump that is not linked any more: page_rip has moved on already and moves back. RCX as below. */
+	.globl	soft_stub_exit_far
+soft_stub_exit_far:
+	mov	%rax, O_SCRATCH1+RSP_BIAS(%rsp)
+	mov	O_META+RSP_BIAS(%rsp), %r10
+	movslq	LINK_TARGET(%r10,%rcx,8), %r10
+	sarx	%r15, %r10, %r10	/* by 12: cpu.h */
+	shlx	%r15, %r10, %r10
+	not	%r10
+	mov	O_PAGE_RIP+RSP_BIAS(%rsp), %rax
+	lea	1(%rax,%r10), %rax
+	mov	%rax, O_PAGE_RIP+RSP_BIAS(%rsp)
+	jmp	1f
+
+/* Jumped to by a direct jump that is not linked: RCX = struct block_link, in units of eight bytes from svm->meta on. By the
+ * jump cache (as in t_flow.c), or now and then to dispatch, which links it. */
 	.globl	soft_stub_exit
 soft_stub_exit:
 	mov	%rax, O_SCRATCH1+RSP_BIAS(%rsp)
+1:	mov	O_META+RSP_BIAS(%rsp), %r10
+	lea	(%r10,%rcx,8), %rcx
 	movslq	LINK_TARGET(%rcx), %r10
 	mov	O_PAGE_RIP+RSP_BIAS(%rsp), %rax
 	lea	(%rax,%r10), %rax

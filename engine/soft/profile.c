@@ -179,11 +179,14 @@ void profile_thread_leave(struct soft_cpu *cpu)
 void profile_block(struct soft_cpu *cpu, const struct soft_block *block)
 {
 	struct soft_vm *svm = cpu->svm;
+	const char *whose = block->key.mode & MODE_USER ? "user" : "kernel";
 
-	if (svm->profile->map)
-		fprintf(svm->profile->map, "%" PRIxPTR " %x %s 0x%" PRIx64 "\n",
-			(uintptr_t)svm->code_rx + block->start, block->code_len,
-			block->key.mode & MODE_USER ? "user" : "kernel", cpu->rip);
+	if (!svm->profile->map)
+		return;
+	fprintf(svm->profile->map, "%" PRIxPTR " %x %s 0x%" PRIx64 "\n",
+		(uintptr_t)svm->code_rx + block->start, block->code_len, whose, cpu->rip);
+	fprintf(svm->profile->map, "%" PRIxPTR " %x %s-cold 0x%" PRIx64 "\n",
+		(uintptr_t)svm->code_rx + block->cold, block->cold_len, whose, cpu->rip);
 }
 
 /* ---- the file ------------------------------------------------------------------------------------------- */

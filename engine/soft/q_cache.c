@@ -77,10 +77,14 @@ void code_map_add(struct soft_vm *svm, const struct soft_block *block)
 
 /* ---- links -------------------------------------------------------------------------------------------- */
 
-/* The rel32 is aligned, so vCPUs that fetch it see the old or the new one. */
+/* Under svm->lock. The rel32 is within eight aligned bytes, so vCPUs that fetch it see the old or the new one. */
 static void patch_rel32(struct soft_vm *svm, uint32_t place, uint32_t target)
 {
-	__atomic_store_n((uint32_t *)(void *)(svm->code_rw + place), target - (place + 4),
+	uint64_t *word = (uint64_t *)(void *)(svm->code_rw + (place & ~7u)), mask = UINT32_MAX;
+	unsigned shift = place % 8 * 8;
+
+	__atomic_store_n(word,
+			 (*word & ~(mask << shift)) | (uint64_t)(target - (place + 4)) << shift,
 			 __ATOMIC_RELEASE);
 }
 
@@ -140,15 +144,15 @@ static void block_unlink_out(struct soft_block *block)
 	}
 }
 
-bool cache_far_new(struct soft_vm *svm, struct block_link *link)
+bool cache_far_new(struct soft_vm *svm, uint32_t *entry, uint16_t *number)
 {
 	uint32_t n = svm->cache->far_used;
 
 	if (n / FAR_ENTRIES >= 4095)
 		return false;
 	svm->cache->far_used = n + 1;
-	link->far_entry = n % FAR_ENTRIES;
-	link->far_number = (uint16_t)(n / FAR_ENTRIES + 1);
+	*entry = n % FAR_ENTRIES;
+	*number = (uint16_t)(n / FAR_ENTRIES + 1);
 	return true;
 }
 
@@ -165,12 +169,15 @@ static void hash_remove(struct soft_vm *svm, struct soft_block *block)
 		atomic_store(p, atomic_load(&block->hash_next));
 }
 
-/* Who enters it by a jump cache leaves at once: a short jump to the last part of the way out (emit_head). A block of one
- * instruction is in no jump cache, and who enters it has to execute that. */
+/* Who enters it by a jump cache leaves at once: its first instruction becomes a jump (blocks.h). A block of one instruction is
+ * in no jump cache, and who enters it has to execute that. */
 static void block_bury(struct soft_vm *svm, const struct soft_block *block)
 {
+	uint64_t *code = (uint64_t *)(void *)(svm->code_rw + block->code);
+	uint32_t rel = svm->cold + STUB_LEAVE * CODE_STUB_SIZE - (block->code + 5);
+
 	if (!(block->key.mode & (MODE_STEP | MODE_SHADOW)))
-		__atomic_store_n((uint16_t *)(void *)(svm->code_rw + block->code), BLOCK_BURIED,
+		__atomic_store_n(code, (*code & ~0ull << 40) | (uint64_t)rel << 8 | 0xe9,
 				 __ATOMIC_RELEASE);
 }
 

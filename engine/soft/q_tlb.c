@@ -596,6 +596,8 @@ static void tags_flush(struct soft_slot *slot, enum tlb_kind kind)
 {
 	struct soft_tlb *tlb = slot->tlb[kind];
 
+	if (!tlb)
+		return;
 	for (unsigned g = 0; group_next(slot->touched[kind], TLB_WORDS, &g);)
 		for (unsigned i = g * TLB_GROUP; i < (g + 1) * TLB_GROUP; i++)
 			tlb->rtag[i] = tlb->wtag[i] = TLB_EMPTY(i);
@@ -714,8 +716,7 @@ void tlb_drop_writes(struct soft_cpu *cpu, const uint8_t *hva_page)
 		for (unsigned kind = 0; slot->used && kind < TLB_KINDS; kind++) {
 			struct soft_tlb *tlb = slot->tlb[kind];
 
-			for (unsigned g = 0; group_find(slot->touched[kind], TLB_WORDS, &g);
-			     g++) {
+			for (unsigned g = 0; group_find(slot->touched[kind], TLB_WORDS, &g); g++) {
 				for (unsigned i = g * TLB_GROUP; i < (g + 1) * TLB_GROUP; i++)
 					if (tlb->wtag[i] == tlb->rtag[i] &&
 					    tlb->addend[i] - tlb->wtag[i] == (uintptr_t)hva_page)

@@ -10,21 +10,28 @@
 
 #define PAGE 4096u
 
+void (*const soft_stubs[STUBS])(void) = {
+	[STUB_QUICK] = soft_stub_quick,
+	[STUB_FULL] = soft_stub_full,
+	[STUB_SLOW_ADDEND] = soft_stub_slow_addend,
+	[STUB_SLOW_ADDRESS] = soft_stub_slow_address,
+	[STUB_COMMIT] = soft_stub_commit,
+	[STUB_LEAVE] = soft_stub_leave,
+	[STUB_LINEAR] = soft_stub_linear,
+	[STUB_PROBE] = soft_stub_probe,
+	[STUB_EXIT] = soft_stub_exit,
+	[STUB_EXIT_FAR] = soft_stub_exit_far,
+	[STUB_LEAVE_AT] = soft_stub_leave_at,
+	[STUB_SYSCALL] = soft_stub_syscall,
+	[STUB_SYSRET] = soft_stub_sysret,
+};
+
 void soft_cpu_wire(struct soft_cpu *cpu)
 {
-	cpu->stub[STUB_QUICK] = (void *)soft_stub_quick;
-	cpu->stub[STUB_FULL] = (void *)soft_stub_full;
-	cpu->stub[STUB_SLOW_ADDEND] = (void *)soft_stub_slow_addend;
-	cpu->stub[STUB_SLOW_ADDRESS] = (void *)soft_stub_slow_address;
-	cpu->stub[STUB_COMMIT] = (void *)soft_stub_commit;
-	cpu->stub[STUB_LEAVE] = (void *)soft_stub_leave;
-	cpu->stub[STUB_LINEAR] = (void *)soft_stub_linear;
-	cpu->stub[STUB_FAULT] = (void *)soft_stub_fault;
-	cpu->probe_stub = (void *)soft_stub_probe;
-	cpu->exit_stub = (void *)soft_stub_exit;
-	cpu->syscall_stub = (void *)soft_stub_syscall;
-	cpu->sysret_stub = (void *)soft_stub_sysret;
+	cpu->stub[STUB_QUICK] = (void *)soft_stubs[STUB_QUICK];
+	cpu->stub[STUB_FULL] = (void *)soft_stubs[STUB_FULL];
 	soft_side_segments(cpu);
+	cpu->meta = cpu->svm->meta;
 	cpu->xsave_area = cpu->xsave;
 }
 

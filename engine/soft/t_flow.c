@@ -35,7 +35,7 @@ void emit_indirect(struct translation *t)
 
 	emit_store(e, 8, CPU(rip), H_RCX);
 	if (t->mode & ONE_INSN) {
-		emit_jmp_mem(e, CPU_STUB(STUB_LEAVE));
+		emit_jmp_stub(t, STUB_LEAVE);
 		return;
 	}
 	emit_store(e, 8, CPU(scratch[1]), H_RAX);
@@ -46,27 +46,31 @@ void emit_indirect(struct translation *t)
 	emit_lea(e, 8, H_RCX, hmem_x(H_RCX, H_RAX, 1, 0));
 	emit_load(e, 8, H_RAX, CPU(scratch[1]));
 	hit = emit_jrcxz(e);
-	emit_jmp_mem(e, CPU_STUB(STUB_LEAVE));
+	emit_jmp_stub(t, STUB_LEAVE);
 	emit_here8(e, hit);
 	emit_jmp_mem(e, hmem_x(H_R15, H_R10, 8, TLB_DISP(jump[0].code)));
 }
 
-/* Nops so that `opcode_len` bytes further a rel32 is aligned: it is patched while others run it. */
+/* Nops so that `opcode_len` bytes further a rel32 is within eight aligned bytes: it is patched while others run it. */
 static void align_rel32(struct translation *t, unsigned opcode_len)
 {
 	static const uint8_t nops[4][3] = {{0}, {0x90}, {0x66, 0x90}, {0x0f, 0x1f, 0x00}};
-	unsigned pad = (4 - (t->base + emit_pos(&t->e) + opcode_len) % 4) % 4;
+	unsigned at = (t->base + emit_pos(&t->e) + opcode_len) % 8, pad = at > 4 ? 8 - at : 0;
 
 	emit_bytes(&t->e, nops[pad], pad);
 }
 
-static void exit_add(struct translation *t, uint32_t place, int64_t target, bool plain)
+static struct exit_site *exit_add(struct translation *t, uint32_t place, int64_t target, bool plain)
 {
+	struct exit_site *site = &t->exits[t->nexits];
+
 	if (t->nexits == BLOCK_LINKS_MAX) {
 		t->e.overflow = true;
-		return;
+		return &t->exits[0];
 	}
-	t->exits[t->nexits++] = (struct exit_site){.jump = place, .target = target, .plain = plain};
+	t->nexits++;
+	*site = (struct exit_site){.jump = place, .target = target, .plain = plain};
+	return site;
 }
 
 /* In 64-bit code from any page to any other that page_rip can move to and back; else RIP might wrap round on the way. */
@@ -79,15 +83,58 @@ static bool exit_linkable(const struct translation *t, int64_t target)
 	return (t->mode & MODE_FLAT) && target >= 0 && target < PAGE;
 }
 
+/* Does what is there depend on how more than the jump's own page is mapped? The last instruction of a page may go on
+ * behind it. */
+static bool target_far(const struct translation *t, int64_t target)
+{
+	if (target < 0 || target >= PAGE)
+		return true;
+	return (t->mode & MODE_CODE64) && target > PAGE - INSN_MAX;
+}
+
+/*
+ * From one page to another, or to its end: page_rip moves on if the place in `far` says so. The jump to be linked leads, while it is not,
+ * to where page_rip moves back: another vCPU may unlink it at any time, before this one has heard that `far` is void. False: there are no
+ * places left; such a jump is never linked.
+ */
+static bool emit_far(struct translation *t, struct exit_site *site)
+{
+	struct emit *e = &t->e;
+	int32_t by = (int32_t)site->target & ~(PAGE - 1);
+	uint32_t hit;
+
+	site->far = cache_far_new(t->svm, &site->far_entry, &site->far_number);
+	if (!site->far)
+		return false;
+	emit_load(e, 8, H_R10, CPU(page_rip));
+	emit_load(e, 8, H_RCX, hmem(H_R15, TLB_DISP(far[0]) + 8 * (int32_t)site->far_entry));
+	emit_lea(e, 8, H_RCX, hmem_x(H_R10, H_RCX, 1, site->far_number));
+	hit = emit_jrcxz(e);
+	site->miss = emit_jmp(e);
+	emit_here8(e, hit);
+	if (by) {
+		emit_lea(e, 8, H_R10, hmem(H_R10, by));
+		emit_store(e, 8, CPU(page_rip), H_R10);
+	}
+	align_rel32(t, 1);
+	site->jump = emit_jmp(e);
+	return true;
+}
+
 void emit_goto(struct translation *t, int64_t target)
 {
+	struct exit_site *site;
+
 	if (!exit_linkable(t, target)) {
 		emit_rip(t, H_RCX, target);
 		emit_indirect(t);
 		return;
 	}
+	site = exit_add(t, 0, target, false);
+	if (target_far(t, target) && emit_far(t, site))
+		return;
 	align_rel32(t, 1);
-	exit_add(t, emit_jmp(&t->e), target, false);
+	site->jump = emit_jmp(&t->e);
 }
 
 /* A conditional jump is the last but one thing that a block may leave by; room for the end must stay. */
@@ -145,14 +192,14 @@ static void emit_push(struct translation *t, struct body *b)
 	}
 }
 
-/* RCX = the value at the top of the stack; the pointer moves by its size and `more`. */
-static void emit_pop_rcx(struct translation *t, const struct insn *insn, uint8_t pointer,
-			 int32_t more)
+/* dst = the value at the top of the stack; the pointer moves by its size and `more`. */
+static void emit_pop(struct translation *t, const struct insn *insn, uint8_t dst, uint8_t pointer,
+		     int32_t more)
 {
 	struct cold *cold;
 	struct hmem m = emit_stack_access(t, pointer, 0, insn->opsize, MEM_READ, &cold);
 
-	emit_load(&t->e, insn->opsize, H_RCX, m);
+	emit_load(&t->e, insn->opsize, dst, m);
 	emit_lea(&t->e, rip_width(t), H_R14, hmem(pointer, insn->opsize + more));
 }
 
@@ -220,9 +267,15 @@ static bool emit_pushf(struct translation *t, const struct insn *insn)
 
 static bool emit_pop_insn(struct translation *t, const struct insn *insn)
 {
+	uint8_t reg = guest_reg(insn->opreg);
+
 	if (!stack_inline(t, insn) || insn->map != 0 || (insn->opcode & 0xf8) != 0x58)
 		return false;
-	emit_pop_rcx(t, insn, H_R14, 0);
+	if (reg != H_NONE && reg != H_R14) {
+		emit_pop(t, insn, reg, H_R14, 0);
+		return true;
+	}
+	emit_pop(t, insn, H_RCX, H_R14, 0);
 	emit_set_gpr(t, insn->opreg, H_RCX, insn->opsize);
 	return true;
 }
@@ -231,7 +284,7 @@ static bool emit_leave(struct translation *t, const struct insn *insn)
 {
 	if (!stack_inline(t, insn))
 		return false;
-	emit_pop_rcx(t, insn, H_RBP, 0);
+	emit_pop(t, insn, H_RCX, H_RBP, 0);
 	emit_mov_rr(&t->e, insn->opsize, H_RBP, H_RCX);
 	return true;
 }
@@ -240,7 +293,7 @@ static bool emit_ret(struct translation *t, const struct insn *insn)
 {
 	if (!stack_inline(t, insn) || (insn->opcode != 0xc3 && insn->opcode != 0xc2))
 		return false;
-	emit_pop_rcx(t, insn, H_R14, insn->opcode == 0xc2 ? (int32_t)(uint16_t)insn->imm[0] : 0);
+	emit_pop(t, insn, H_RCX, H_R14, insn->opcode == 0xc2 ? (int32_t)(uint16_t)insn->imm[0] : 0);
 	emit_indirect(t);
 	t->ended = true;
 	return true;
@@ -409,17 +462,21 @@ bool emit_flow(struct translation *t, const struct insn *insn)
 static void emit_cold_call(struct translation *t, const struct cold *c)
 {
 	const struct body *b = &c->body;
+	uint32_t direct;
 
 	emit_body(t, b);
+	emit_load(&t->e, 8, H_RCX, CPU(bounce_active));
+	direct = emit_jrcxz(&t->e);
 	if (b->indirect)
 		emit_load(&t->e, 8, H_RCX, CPU(scratch[2]));
 	else
 		emit_rip(t, H_RCX, b->target);
 	emit_store(&t->e, 8, CPU(rip), H_RCX);
 	emit_mov_imm(&t->e, H_RCX, c->desc | MEM_KEEP_RIP);
-	emit_call_mem(&t->e, CPU_STUB(STUB_COMMIT));
-	emit_load(&t->e, 8, H_RCX, CPU(rip));
-	emit_indirect(t);
+	emit_call_stub(t, STUB_COMMIT);
+	emit_jmp_stub(t, STUB_LEAVE);
+	emit_here8(&t->e, direct);
+	emit_jmp_to(&t->e, c->back);
 }
 
 static void emit_cold_access(struct translation *t, const struct cold *c)
@@ -432,7 +489,7 @@ static void emit_cold_access(struct translation *t, const struct cold *c)
 	if (!c->address)
 		emit_lea(e, 8, H_R10, c->linear);
 	emit_mov_imm(e, H_RCX, c->desc);
-	emit_call_mem(e, CPU_STUB(c->address ? STUB_SLOW_ADDRESS : STUB_SLOW_ADDEND));
+	emit_call_stub(t, c->address ? STUB_SLOW_ADDRESS : STUB_SLOW_ADDEND);
 	if (c->body.kind == BODY_CALL) {
 		emit_cold_call(t, c);
 		return;
@@ -446,10 +503,9 @@ static void emit_cold_access(struct translation *t, const struct cold *c)
 			direct = emit_jrcxz(e);
 		}
 		emit_mov_imm(e, H_RCX, c->desc);
-		emit_call_mem(e, CPU_STUB(STUB_COMMIT));
+		emit_call_stub(t, STUB_COMMIT);
 		if (c->leaves) {
-			emit_jmp_mem(e,
-				     CPU_STUB(STUB_LEAVE)); /* cpu->rip is the next instruction's */
+			emit_jmp_stub(t, STUB_LEAVE); /* cpu->rip is the next instruction's */
 			emit_here8(e, direct);
 		}
 	}
@@ -466,7 +522,7 @@ static void emit_probe(struct translation *t, const struct probe *p)
 		if (!p->address)
 			emit_lea(e, 8, H_R10, p->linear);
 		emit_mov_imm(e, H_RCX, p->what);
-		emit_call_mem(e, CPU(probe_stub));
+		emit_call_stub(t, STUB_PROBE);
 		found = emit_jrcxz(e);
 	}
 	align_rel32(t, 1);
@@ -486,51 +542,16 @@ void emit_cold_parts(struct translation *t)
 		emit_probe(t, &t->probe[i]);
 }
 
-static void emit_page_move(struct translation *t, int32_t by)
+/* RCX names the link to a thunk. */
+static void emit_exit(struct translation *t, const struct block_link *link, enum soft_stub stub)
 {
-	if (!by)
-		return;
-	emit_load(&t->e, 8, H_RCX, CPU(page_rip));
-	emit_lea(&t->e, 8, H_RCX, hmem(H_RCX, by));
-	emit_store(&t->e, 8, CPU(page_rip), H_RCX);
+	uint64_t offset = (uint64_t)((const uint8_t *)link - t->svm->meta);
+
+	emit_mov_imm(&t->e, H_RCX, offset / 8);
+	emit_jmp_stub(t, stub);
 }
 
-/*
- * From one page to another, or to its end: page_rip moves on if the place in `far` says so. The jump to be linked leads, while it is not,
- * to where page_rip moves back: another vCPU may unlink it at any time, before this one has heard that `far` is void.
- */
-static void emit_far(struct translation *t, struct block_link *link)
-{
-	struct emit *e = &t->e;
-	int32_t by = link->target & ~(PAGE - 1);
-	uint32_t hit, miss, jump;
-
-	emit_load(e, 8, H_RCX, CPU(page_rip));
-	emit_load(e, 8, H_R10, hmem(H_R15, TLB_DISP(far[0]) + 8 * (int32_t)link->far_entry));
-	emit_lea(e, 8, H_RCX, hmem_x(H_RCX, H_R10, 1, link->far_number));
-	hit = emit_jrcxz(e);
-	miss = emit_jmp(e);
-	emit_here8(e, hit);
-	emit_page_move(t, by);
-	align_rel32(t, 1);
-	jump = emit_jmp(e);
-	emit_here(e, jump);
-	link->patch = t->base + jump;
-	link->unlinked = t->base + emit_pos(e);
-	emit_page_move(t, -by);
-	emit_here(e, miss);
-}
-
-/* Does what is there depend on how more than the jump's own page is mapped? The last instruction of a page may go on
- * behind it. */
-static bool target_far(const struct translation *t, int32_t target)
-{
-	if (target < 0 || target >= PAGE)
-		return true;
-	return (t->mode & MODE_CODE64) && target > PAGE - INSN_MAX;
-}
-
-void emit_exit_part(struct translation *t, const struct exit_site *site, struct block_link *link)
+void emit_exit_part(struct translation *t, struct exit_site *site, struct block_link *link)
 {
 	struct emit *e = &t->e;
 
@@ -544,11 +565,18 @@ void emit_exit_part(struct translation *t, const struct exit_site *site, struct 
 	link->plain = site->plain;
 	link->far = target_far(t, site->target);
 	link->tries = 1;
+	if (link->far && !site->far) {
+		emit_here(e, site->jump);
+		emit_far(t, site);
+	}
+	link->far_entry = site->far_entry;
+	link->far_number = site->far_number;
 	link->patch = t->base + site->jump;
 	emit_here(e, site->jump);
 	link->unlinked = t->base + emit_pos(e);
-	if (link->far && cache_far_new(t->svm, link))
-		emit_far(t, link);
-	emit_mov_imm(e, H_RCX, (uint64_t)(uintptr_t)link);
-	emit_jmp_mem(e, CPU(exit_stub));
+	if (site->far) {
+		emit_exit(t, link, STUB_EXIT_FAR);
+		emit_here(e, site->miss);
+	}
+	emit_exit(t, link, STUB_EXIT);
 }

@@ -278,7 +278,7 @@ static void emit_linear_call(struct translation *t, uint32_t desc, unsigned alig
 	if (t->mode & MODE_AC)
 		emit_store_imm(&t->e, 4, CPU(align), (int32_t)align);
 	emit_mov_imm(&t->e, H_RCX, desc);
-	emit_call_mem(&t->e, CPU_STUB(STUB_LINEAR));
+	emit_call_stub(t, STUB_LINEAR);
 }
 
 /* [host register + disp], no segment base, 64-bit addresses. */

@@ -124,7 +124,7 @@ static void emit_side(struct translation *t, const struct insn *insn, soft_helpe
 	if (call || (insn->opsize == 8 && !(t->mode & MODE_USER))) {
 		emit_rip(t, H_RCX, t->offset + insn->len);
 		emit_mov_imm(&t->e, H_R10, call ? mode : mode | MODE_USER);
-		emit_call_mem(&t->e, call ? CPU(syscall_stub) : CPU(sysret_stub));
+		emit_call_stub(t, call ? STUB_SYSCALL : STUB_SYSRET);
 	}
 	emit_helper(t, insn, fn, true, true);
 }

@@ -62,8 +62,8 @@ void trace_block(struct soft_vm *svm, const struct soft_block *block, const stru
 	uint64_t at = block->key.gpa;
 	char text[128];
 
-	fprintf(f, "block gpa %#" PRIx64 " mode %#x, %u guest bytes, %u host bytes\n", at,
-		block->key.mode, block->len, block->code_len);
+	fprintf(f, "block gpa %#" PRIx64 " mode %#x, %u guest bytes, %u host bytes, %u cold\n", at,
+		block->key.mode, block->len, block->code_len, block->cold_len);
 	for (unsigned i = 0; i < ninsns; i++) {
 		insn_print(&insns[i], at, text, sizeof(text));
 		fprintf(f, "  %#" PRIx64 "  %s\n", at, text);
@@ -71,4 +71,7 @@ void trace_block(struct soft_vm *svm, const struct soft_block *block, const stru
 	}
 	trace_host(f, svm->code_rw + block->start, block->code_len,
 		   (uint64_t)(uintptr_t)svm->code_rx + block->start);
+	fprintf(f, "  cold\n");
+	trace_host(f, svm->code_rw + block->cold, block->cold_len,
+		   (uint64_t)(uintptr_t)svm->code_rx + block->cold);
 }

@@ -23,6 +23,35 @@ void translation_mark(struct translation *t, uint16_t flags)
 		.host = emit_pos(&t->e), .guest = (uint16_t)(t->offset - t->start), .flags = flags};
 }
 
+/* ---- stubs ---------------------------------------------------------------------------------------- */
+
+uint32_t soft_code_stubs(struct soft_vm *svm)
+{
+	static const uint8_t jmp[8] = {0xff, 0x25, 2, 0, 0, 0}; /* to what is at RIP + 2 */
+	uint8_t *p = svm->code_rw + svm->cold;
+
+	for (unsigned i = 0; i < STUBS; i++, p += CODE_STUB_SIZE) {
+		memcpy(p, jmp, sizeof(jmp));
+		memcpy(p + sizeof(jmp), &soft_stubs[i], sizeof(soft_stubs[i]));
+	}
+	return STUBS * CODE_STUB_SIZE;
+}
+
+static uint32_t stub_pos(const struct translation *t, enum soft_stub stub)
+{
+	return t->svm->cold + (uint32_t)stub * CODE_STUB_SIZE - t->base;
+}
+
+void emit_jmp_stub(struct translation *t, enum soft_stub stub)
+{
+	emit_jmp_to(&t->e, stub_pos(t, stub));
+}
+
+void emit_call_stub(struct translation *t, enum soft_stub stub)
+{
+	emit_call_to(&t->e, stub_pos(t, stub));
+}
+
 /* ---- helpers -------------------------------------------------------------------------------------- */
 
 static enum soft_next raise_ud(struct soft_cpu *cpu, const struct insn *insn)
@@ -45,9 +74,14 @@ static enum soft_next raise_gp(struct soft_cpu *cpu, const struct insn *insn)
 
 static void emit_leave_at(struct translation *t, int32_t offset)
 {
+	if (t->mode & MODE_CODE64) {
+		emit_mov_imm(&t->e, H_RCX, (uint32_t)offset);
+		emit_jmp_stub(t, STUB_LEAVE_AT);
+		return;
+	}
 	emit_rip(t, H_RCX, offset);
 	emit_store(&t->e, 8, CPU(rip), H_RCX);
-	emit_jmp_mem(&t->e, CPU_STUB(STUB_LEAVE));
+	emit_jmp_stub(t, STUB_LEAVE);
 }
 
 void emit_helper(struct translation *t, const struct insn *insn, soft_helper fn, bool quick,
@@ -68,7 +102,7 @@ void emit_helper(struct translation *t, const struct insn *insn, soft_helper fn,
 	emit_mov_imm(e, H_RCX, (uint64_t)(uintptr_t)fn);
 	emit_call_mem(e, CPU_STUB(quick ? STUB_QUICK : STUB_FULL));
 	if (leaves) {
-		emit_jmp_mem(e, CPU_STUB(STUB_LEAVE));
+		emit_jmp_stub(t, STUB_LEAVE);
 		t->ended = true;
 	}
 }
@@ -164,12 +198,15 @@ static void emit_one(struct translation *t, struct insn *insn)
 
 /* ---- blocks --------------------------------------------------------------------------------------- */
 
+_Static_assert(offsetof(struct soft_cpu, rip) < SOFT_RSP_BIAS && SOFT_RSP_BIAS <= 128,
+	       "the first instruction has five bytes: block_bury()");
+
 static void emit_head(struct translation *t, struct soft_block *block)
 {
 	struct emit *e = &t->e;
 	uint32_t out = emit_pos(e), jump;
 
-	emit_leave_at(t, t->start); /* its last instruction is a dead block's: block_bury() */
+	t->out = emit_jmp(e);
 	block->code = t->base + emit_pos(e);
 	emit_load(e, 8, H_RCX, CPU(rip));
 	emit_lea(e, t->mode & MODE_CODE64 ? 8 : 4, H_RCX, hmem(H_RCX, -(int32_t)t->start));
@@ -185,6 +222,14 @@ static void emit_head(struct translation *t, struct soft_block *block)
 	if (!e->overflow)
 		e->start[jump] = (uint8_t)(out - (jump + 1));
 	block->unchecked = t->base + emit_pos(e);
+}
+
+static void emit_cold_begin(struct translation *t)
+{
+	t->e.p = t->svm->code_rw + t->cold_base;
+	t->e.end = t->e.p + BLOCK_CODE_MAX;
+	emit_here(&t->e, t->out);
+	emit_leave_at(t, t->start);
 }
 
 /* Copies the instruction's bytes out of `bytes` and decodes; an undecodable one becomes #UD or #GP. */
@@ -277,8 +322,9 @@ static int block_metadata(struct translation *t, struct soft_block *block, unsig
 	block->loop_pointers = loop_pointers(t);
 	block->ninsns = (uint16_t)t->ninsns;
 	block->len = (uint16_t)guest_len;
-	block->code_len = emit_pos(&t->e);
 	block->start = t->base;
+	block->cold = t->cold_base;
+	block->cold_len = t->base + emit_pos(&t->e) - t->cold_base;
 	return 0;
 }
 
@@ -297,6 +343,8 @@ static int block_emit(struct translation *t, struct soft_block *block, const uin
 	emit_insns(t, count);
 	len = (unsigned)t->offset - t->start;
 	emit_loop_parts(t);
+	block->code_len = emit_pos(&t->e);
+	emit_cold_begin(t);
 	emit_cold_parts(t);
 	if (t->no_meta)
 		return -ENOSPC;
@@ -333,9 +381,9 @@ static struct soft_block *translate_once(struct soft_cpu *cpu, struct translatio
 	uint8_t bytes[BLOCK_INSNS_MAX * INSN_MAX + INSN_MAX];
 	struct soft_block *block;
 	unsigned n, in_page;
-	uint32_t base;
+	uint32_t base, cold;
 
-	*error = cache_code_begin(svm, &base);
+	*error = cache_code_begin(svm, &base, &cold);
 	if (*error)
 		return NULL;
 	block = cache_meta_alloc(svm, sizeof(*block));
@@ -360,6 +408,7 @@ static struct soft_block *translate_once(struct soft_cpu *cpu, struct translatio
 	t->svm = svm;
 	t->mode = key->mode;
 	t->base = base;
+	t->cold_base = cold;
 	t->start = (uint16_t)(key->gpa & (PAGE - 1));
 	block->key = *key;
 	block->gpa2 = gpa2;

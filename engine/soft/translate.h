@@ -3,7 +3,8 @@
  * and t_native.c (instructions that are written again). See docs/ARCHITECTURE.md for a drawn example.
  *
  * A block's host code, in order: the way out for a pending request, the `cross` entry, the `local` entry, the
- * instructions, then the cold parts: a loop's (struct loop), TLB misses, exits that are not linked.
+ * instructions, a loop's unchecked part (struct loop); and, apart from that (cache.h), the cold parts: where that way out leads, TLB
+ * misses, exits that are not linked.
  */
 #ifndef ENGINE_SOFT_TRANSLATE_H
 #define ENGINE_SOFT_TRANSLATE_H
@@ -133,6 +134,11 @@ struct exit_site {
 	uint32_t jump;	/* rel32 place */
 	int64_t target; /* page offset */
 	bool plain;	/* to a block with MODE_PLAIN */
+	/* A far jump (struct block_link) that looks at its place in `far` where it stands; else jump leads to where it does. */
+	bool far;
+	uint32_t miss; /* rel32 place: who finds another page there */
+	uint32_t far_entry;
+	uint16_t far_number;
 };
 
 struct translation {
@@ -140,7 +146,10 @@ struct translation {
 	struct soft_cpu *cpu;
 	struct soft_vm *svm;
 	uint32_t mode;
-	uint32_t base;	 /* code offset of e.start */
+	uint32_t base; /* code offset of e.start */
+	uint32_t
+		cold_base; /* .. of the cold parts, for which e.p goes there: places are counted from e.start all the same */
+	uint32_t out;	 /* rel32 place: the way out for a pending request */
 	uint16_t start;	 /* page offset of the first instruction */
 	uint16_t offset; /* page offset of the current one */
 	struct insn *insn;
@@ -171,6 +180,10 @@ struct translation {
 /* Host register of a guest GPR, H_NONE for those that live in cpu->gpr[]. */
 uint8_t guest_reg(uint8_t gpr);
 
+/* A jump or call to a thunk by way of the cache's own stubs. */
+void emit_jmp_stub(struct translation *t, enum soft_stub stub);
+void emit_call_stub(struct translation *t, enum soft_stub stub);
+
 /* From here on host code belongs to the current instruction. */
 void translation_mark(struct translation *t, uint16_t flags);
 
@@ -188,7 +201,7 @@ bool insn_adds_constant(const struct insn *insn, uint8_t gpr, uint64_t *add);
 void loop_plan(struct translation *t, unsigned n);
 /* The operand of the current instruction inside of the unchecked iteration. */
 struct hmem loop_operand(const struct translation *t);
-/* The loop's cold parts, if the jump was written. */
+/* What belongs to the loop behind the instructions, if the jump was written. */
 void emit_loop_parts(struct translation *t);
 /* Host registers that hold pointers in host code with PC_LOOP: a bit each, R10 apart. */
 uint16_t loop_pointers(const struct translation *t);
@@ -236,6 +249,6 @@ void emit_indirect(struct translation *t);
 void emit_rip(struct translation *t, uint8_t dst, int64_t offset);
 void emit_cold_parts(struct translation *t);
 /* The way out for one exit site; fills the link in if the target is of this page. */
-void emit_exit_part(struct translation *t, const struct exit_site *site, struct block_link *link);
+void emit_exit_part(struct translation *t, struct exit_site *site, struct block_link *link);
 
 #endif

@@ -218,11 +218,11 @@ class Profile(cli.SkepTest):
         self.assertEqual(vm.wait(cli.WAIT), POWEROFF)
         lines = path.read_text().splitlines()
         self.assertGreater(len(lines), 10)
-        end = 0
+        end = {None: 0, '-cold': 0}
         for line in lines:
-            start, size, _ = re.fullmatch(r'([0-9a-f]+) ([0-9a-f]+) kernel (0x[0-9a-f]+)', line).groups()
-            self.assertGreaterEqual(int(start, 16), end, 'blocks lie behind each other')
-            end = int(start, 16) + int(size, 16)
+            start, size, cold, _ = re.fullmatch(r'([0-9a-f]+) ([0-9a-f]+) kernel(-cold)? (0x[0-9a-f]+)', line).groups()
+            self.assertGreaterEqual(int(start, 16), end[cold], 'blocks lie behind each other')
+            end[cold] = int(start, 16) + int(size, 16)
 
     def test_refused(self):
         self.refused(['-E', 'soft', '-o', 'soft.profile=/nonexistent/file', cli.KERNEL, 'vm0'],
