@@ -1,8 +1,9 @@
 /*
  * virtio-console: serial ports without a UART (Virtual I/O Device 1.2, section 5.3), up to 16. Each has a name and a console
  * of the host (backend/console/console.h). The port named "console" is what the guest calls a console, hvc0; the
- * others are /dev/virtio-ports/NAME. It is port 0, the only one for a driver without MULTIPORT. Left out: the size of
- * the terminal, emergency write, hot-plugging ports.
+ * others are /dev/virtio-ports/NAME. It is port 0, the only one for a driver without MULTIPORT. Input for a port waits until
+ * the driver has it open. Left out: the size of the terminal, emergency write, hot-plugging ports; to the driver the host's
+ * side is always open, and what is written while nobody is there is dropped.
  *
  * Keys: NAME=CONSOLE, where a path is short for unix=PATH, as in bhyve.
  */
@@ -48,7 +49,8 @@ struct console_state {
 	uint8_t due
 		[CONSOLE_PORTS]; /* a bit for each control event that the driver has to be told */
 	uint32_t written
-		[CONSOLE_PORTS]; /* bytes of the next request that the host has taken already */
+		[CONSOLE_PORTS];  /* bytes of the next request that the host has taken already */
+	bool open[CONSOLE_PORTS]; /* somebody in the guest has it open */
 };
 
 struct port {
@@ -80,11 +82,24 @@ static struct port *queue_port(struct vconsole *vc, unsigned queue)
 
 /* --- bytes ----------------------------------------------------------------------------------------- */
 
+/* A driver throws away what comes for a port that nobody in the guest has open, so input stays with the host until the
+ * driver says that somebody has. */
+static bool port_is_open(struct port *port)
+{
+	struct vconsole *vc = port->owner;
+	bool open;
+
+	pthread_mutex_lock(&vc->dev.device.lock);
+	open = vc->state.open[port->index] || !virtio_has(&vc->dev, CONSOLE_F_MULTIPORT);
+	pthread_mutex_unlock(&vc->dev.device.lock);
+	return open;
+}
+
 static void port_receive(struct port *port, unsigned queue)
 {
 	struct virtqueue *vq = &port->owner->dev.queue[queue];
 	struct virtio_chain chain;
-	bool more = true;
+	bool more = port_is_open(port);
 
 	for (unsigned i = 0; i < CONSOLE_QUEUE_SIZE && more && console_readable(port->console);
 	     i++) {
@@ -156,6 +171,15 @@ static void due_set(struct vconsole *vc, unsigned port, uint8_t bits)
 	virtio_kick(&vc->dev, QUEUE_CONTROL_RX);
 }
 
+static void port_set_open(struct vconsole *vc, unsigned port, bool open)
+{
+	pthread_mutex_lock(&vc->dev.device.lock);
+	vc->state.open[port] = open;
+	pthread_mutex_unlock(&vc->dev.device.lock);
+	if (open)
+		virtio_kick(&vc->dev, queue_rx(port));
+}
+
 static void control_received(struct vconsole *vc, const struct control *control)
 {
 	if (control->event == CONTROL_DEVICE_READY && control->value == 1) {
@@ -168,6 +192,8 @@ static void control_received(struct vconsole *vc, const struct control *control)
 		due_set(vc, control->id,
 			(uint8_t)(1u << CONTROL_PORT_NAME | 1u << CONTROL_PORT_OPEN |
 				  (console ? 1u << CONTROL_CONSOLE_PORT : 0)));
+	} else if (control->event == CONTROL_PORT_OPEN && control->id < vc->ports) {
+		port_set_open(vc, control->id, control->value == 1);
 	}
 }
 
@@ -255,6 +281,7 @@ static void console_reset(struct virtio_device *dev)
 
 	memset(vc->state.due, 0, sizeof(vc->state.due));
 	memset(vc->state.written, 0, sizeof(vc->state.written));
+	memset(vc->state.open, 0, sizeof(vc->state.open));
 }
 
 static const struct virtio_type console_type = {
@@ -391,6 +418,7 @@ static const struct state_field console_fields[] = {
 	VIRTIO_FIELDS(struct console_state, virtio),
 	STATE_ARRAY(struct console_state, due),
 	STATE_ARRAY(struct console_state, written),
+	STATE_ARRAY(struct console_state, open),
 };
 
 static const struct state_table console_table =

@@ -107,6 +107,8 @@ static void bring_up_ports(struct driver *d)
 {
 	d->queues = 6;
 	bring_up(d, VIRTIO_F_VERSION_1 | 2); /* MULTIPORT */
+	control(d, 0, PORT_OPEN, 1);
+	control(d, 1, PORT_OPEN, 1);
 }
 
 static int client(const struct console *c, const char *name)
@@ -223,6 +225,33 @@ static void text_goes_both_ways(void **state)
 	}
 }
 
+/* A driver would lose what comes for a port that nobody has open. */
+static void input_waits_for_an_open_port(void **state)
+{
+	struct console *c = *state;
+	struct driver *d = c->d;
+	int fd = client(c, "org.skep.test");
+	uint16_t used;
+
+	bring_up_ports(d);
+	control(d, 1, PORT_OPEN, 0);
+	descriptor(d, TABLE(PORT_RX), 0, BUFFER + 0x3000, 3, 2, 0);
+	offer_to(d, PORT_RX, 0);
+	assert_int_equal(send(fd, "hello", 5, 0), 5);
+	usleep(50000);
+	peek(d, USED + PORT_RX * RINGS + 2, &used, sizeof(used));
+	assert_int_equal(used, 0);
+	control(d, 1, PORT_OPEN, 1);
+	assert_int_equal(await_of(d, PORT_RX, 1), 3);
+	control(d, 2, PORT_OPEN, 1); /* there is none */
+	control(d, 1, PORT_OPEN, 0);
+	offer_to(d, PORT_RX, 0);
+	usleep(50000);
+	peek(d, USED + PORT_RX * RINGS + 2, &used, sizeof(used));
+	assert_int_equal(used, 1);
+	close(fd);
+}
+
 /* With nobody at the socket output is dropped, as if a cable were not plugged in; the driver never waits. */
 static void nobody_need_be_there(void **state)
 {
@@ -322,9 +351,13 @@ static void control_is_checked(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		TEST(ports_have_names),	    TEST(text_goes_both_ways),
-		TEST(nobody_need_be_there), TEST(slow_clients_are_waited_for),
-		TEST(buffers_need_room),    TEST(control_is_checked),
+		TEST(ports_have_names),
+		TEST(text_goes_both_ways),
+		TEST(input_waits_for_an_open_port),
+		TEST(nobody_need_be_there),
+		TEST(slow_clients_are_waited_for),
+		TEST(buffers_need_room),
+		TEST(control_is_checked),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
