@@ -346,6 +346,29 @@ static void write_cache_can_be_off(void **state)
 	assert_int_equal(await(d, 0), 0x0451);
 }
 
+/* A function-level reset: all is as after power-on, also what an HBA's reset leaves alone (PCI Express 3.0, 6.6.2). */
+static void function_is_reset(void **state)
+{
+	struct driver *d = *state;
+	unsigned at = (unsigned)fixture_read(d->f, pci_ecam(PCI_CAPABILITY_POINTER), 1);
+
+	bring_up(d);
+	prd(d, 0, BUFFER, 512);
+	assert_int_equal(command(d, 0xec, 0, 0, 1) & 1, 0);
+	while (at && fixture_read(d->f, pci_ecam(at), 1) != PCI_CAP_EXPRESS)
+		at = (unsigned)fixture_read(d->f, pci_ecam(at + 1), 1);
+	assert_int_not_equal(at, 0);
+	assert_true(fixture_read(d->f, pci_ecam(at + 4), 4) & 1u << 28);
+	fixture_write(d->f, pci_ecam(PCI_INTERRUPT_LINE), 1, 11);
+	fixture_write(d->f, pci_ecam(at + 8), 2, 0x8000);
+	assert_int_equal(fixture_read(d->f, pci_ecam(PCI_INTERRUPT_LINE), 1), 0xff);
+	assert_int_equal(fixture_read(d->f, pci_ecam(PCI_BAR(5)), 4), d->bar);
+	fixture_write(d->f, pci_ecam(PCI_COMMAND), 2, 7);
+	assert_int_equal(reg_read(d, PORT + 0x18) & 0x11, 0);
+	bring_up(d);
+	assert_int_equal(command(d, 0xec, 0, 0, 1) & 1, 0);
+}
+
 /* --- the CD drive ---------------------------------------------------------------------------------- */
 
 #define CD_SECTORS (DISK_SECTORS / 4)
@@ -579,6 +602,7 @@ int main(void)
 		WITH(host_errors_are_io_errors, set_up_bad_disk),
 		WITH(full_host_is_an_io_error, set_up_full_disk),
 		WITH(write_cache_can_be_off, set_up_unflushable),
+		TEST(function_is_reset),
 		WITH(drive_says_what_it_is, set_up_cd),
 		WITH(disc_is_read, set_up_cd),
 		WITH(bad_packets_are_refused, set_up_cd),
