@@ -48,19 +48,23 @@ SILENCE = 20         # seconds more than that, here, without a word: the nest ha
 NESTS = 2            # see main()
 LOG_SLOWER = 4       # times, with all that a kernel has to tell
 
-INIT = '''#!/bin/sh
+# How every nest's init begins: its console is the second serial port.
+START = '''#!/bin/sh
 export PATH=/bin XDG_RUNTIME_DIR=/run
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
-exec >/dev/ttyS1 2>&1 </dev/null
-stty raw
+exec </dev/ttyS1 >/dev/ttyS1 2>&1
+stty raw -echo
 for module in {modules}; do insmod /modules/$module.ko || echo "@note insmod $module failed"; done
 # For as long as the nest is: see hold() there.
-/probe_kvm --hold >/run/held &
+/probe_kvm --hold >/run/held </dev/null &
 for i in $(seq 200); do [ ! -s /run/held ] || break; sleep 0.05; done
 [ -s /run/held ] || echo "@note no VM could be held"
+'''
+
+INIT = START + '''exec </dev/null
 echo "@probe $(/probe_kvm | tr '\\n' ' ')"
 
 # seconds: since the nest began, into $now.
@@ -225,10 +229,27 @@ def linux_files(vmlinuz, files, box, work):
         (work / 'linux' / name).write_bytes(data)
 
 
-def initramfs(args, cases, with_linux, vmlinuz, files, work):
+def nest_cpio(args, programs, modules, work):
+    """What is in every nest: busybox, programs by their names, with their libraries, and modules."""
     cpio = Cpio()
+    cpio.console()
+    for name in ('proc', 'sys', 'run', 'tmp'):
+        cpio.directory(name)
     box = debian.busybox(args.cache).read_bytes()
+    for name in ('bin/busybox', 'bin/sh'):
+        cpio.file(name, box)
+    for name, path in programs.items():
+        cpio.file(name, stripped(path, work))
+    for asked, path in {pair for program in programs.values() for pair in libraries(program)}:
+        cpio.file(asked.lstrip('/'), path.read_bytes())
+    for path in modules:
+        cpio.file(f'modules/{path.name}', path.read_bytes(), 0o100644)
+    return cpio
+
+
+def initramfs(args, cases, with_linux, vmlinuz, files, work):
     modules = in_order(files, MODULES)
+    cpio = nest_cpio(args, {'skep': args.skep, 'probe_kvm': args.probe}, modules, work)
     runs = [quote(['run', CASE_TIMEOUT, case.name, f'/guests/{case.stdin}' if case.stdin else '/dev/null', case.button or '',
                    *case.command('/skep', 'kvm', '/guests', case.name)])
             for case in cases]
@@ -237,19 +258,8 @@ def initramfs(args, cases, with_linux, vmlinuz, files, work):
                            *linux_command('/skep', 'kvm', '/linux', args.log)]))
         for path in (work / 'linux').iterdir():
             cpio.file(f'linux/{path.name}', path.read_bytes(), 0o100644)
-    cpio.console()
-    for name in ('proc', 'sys', 'run', 'tmp'):
-        cpio.directory(name)
-    cpio.file('bin/busybox', box)
-    cpio.file('bin/sh', box)
-    cpio.file('skep', stripped(args.skep, work))
-    cpio.file('probe_kvm', stripped(args.probe, work))
-    for asked, path in {pair for program in (args.skep, args.probe) for pair in libraries(program)}:
-        cpio.file(asked.lstrip('/'), path.read_bytes())
     for path in sorted({case.image for case in cases} | {'module1.txt', 'module2.txt'}):
         cpio.file(f'guests/{path}', (pathlib.Path(args.dir) / path).read_bytes(), 0o100644)
-    for path in modules:
-        cpio.file(f'modules/{path.name}', path.read_bytes(), 0o100644)
     script = INIT.format(modules=' '.join(path.stem for path in modules), runs='\n'.join(runs))
     cpio.file('init', script.encode())
     target = work / 'initramfs'

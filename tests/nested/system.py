@@ -38,18 +38,7 @@ APPEND = 'root=LABEL=skep console=ttyS0 quiet nohz=off ' + ' '.join(f'systemd.ma
 # With systemd's 90 seconds there was never a prompt: the serial port is a device of systemd's only when udev has come to it.
 PATIENCE = '[Manager]\nDefaultTimeoutStartSec=30min\nDefaultDeviceTimeoutSec=30min\n'
 
-INIT = '''#!/bin/sh
-export PATH=/bin XDG_RUNTIME_DIR=/run
-/bin/busybox --install -s /bin
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
-exec </dev/ttyS1 >/dev/ttyS1 2>&1
-stty raw -echo
-for module in {modules}; do insmod /modules/$module.ko || echo "insmod $module failed"; done
-/probe_kvm --hold >/run/held </dev/null &
-for i in $(seq 200); do [ ! -s /run/held ] || break; sleep 0.05; done
-{command}
+INIT = nested.START + '''{command}
 echo "@status $?"
 sleep 60
 '''
@@ -66,21 +55,8 @@ def patient_disk(files, work):
 
 
 def initramfs(args, files, modules, work):
-    cpio = debian.Cpio()
-    cpio.console()
-    for name in ('proc', 'sys', 'run', 'tmp'):
-        cpio.directory(name)
-    box = debian.busybox(args.cache).read_bytes()
-    for name in ('bin/busybox', 'bin/sh'):
-        cpio.file(name, box)
-    programs = {'skep': args.skep, 'skepctl': args.skepctl, 'probe_kvm': args.probe}
-    for name, path in programs.items():
-        cpio.file(name, nested.stripped(path, work))
-    for asked, path in {pair for program in programs.values() for pair in debian.libraries(program)}:
-        cpio.file(asked.lstrip('/'), path.read_bytes())
     order = nested.in_order(modules, (*nested.MODULES, *nested.DISK_MODULES))
-    for path in order:
-        cpio.file(f'modules/{path.name}', path.read_bytes(), 0o100644)
+    cpio = nested.nest_cpio(args, {'skep': args.skep, 'skepctl': args.skepctl, 'probe_kvm': args.probe}, order, work)
     for name in ('vmlinuz', 'initrd.img'):
         cpio.file(name, (files / name).read_bytes(), 0o100644)
     command = nested.quote(['/skep', '-q', '-E', 'kvm', '-m', '512M', '-s', '3,virtio-blk,/dev/vda', '-s', '5,virtio-rnd', '-l',
