@@ -35,7 +35,7 @@ class Failure(Exception):
     pass
 
 
-def image(cache, name='disk', options=('--include', 'fio,curl,python3-minimal,iperf3,pciutils')):
+def image(cache, name='disk', options=('--include', 'fio,curl,gcc,libc6-dev,python3,iperf3,pciutils')):
     """The directory of an image, built if it is not there; None with the reason where it cannot be. It is named after what
     it is made of, so that another recipe makes another image."""
     recipe = repr(options).encode() + (HERE / 'make-image').read_bytes()
@@ -54,6 +54,14 @@ def image(cache, name='disk', options=('--include', 'fio,curl,python3-minimal,ip
     if built.returncode != 0:
         return None, 'make-image failed: ' + built.stdout.decode(errors='replace').strip().split('\n')[-1]
     return where, None
+
+
+def full_image(args):
+    """With the kernel that has drivers for all, and as an ISO too."""
+    files, reason = image(args.cache, 'disk-amd64', ('--kernel', 'linux-image-amd64', '--iso', '--include', 'pciutils'))
+    if files is None:
+        raise Failure(reason)
+    return files
 
 
 class Guest:
@@ -194,8 +202,8 @@ def discards(guest, disk, image):
 
 def system(args, work):
     """Boots to a system without a failed unit, moves files by the network both ways, writes and reads back on the disk,
-    powers off, and the file system is clean. A second disk runs full: the guest gets an I/O error, the VM lives, a line
-    says what happened. A third, on a bus of its own, is discarded."""
+    compiles a program, powers off, and the file system is clean. A second disk runs full: the guest gets an I/O error,
+    the VM lives, a line says what happened. A third, on a bus of its own, is discarded."""
     disk, spare, third = copy_of(args.image, work), work / 'spare.img', work / 'third.img'
     for path, size in ((spare, 64 << 20), (third, 16 << 20)):
         with path.open('wb') as f:
@@ -222,6 +230,9 @@ def system(args, work):
             guest.ssh(f'cd /var/tmp && fio --name={how} --size=24M --rw={how} --bs=4k --iodepth=128 --ioengine=libaio '
                       '--direct=1 --fsync=64 --verify=crc32c --verify_fatal=1 --minimal', 180)
         guest.ssh('fstrim /', check=False)
+        text = guest.ssh("cd /var/tmp && echo 'int main(void) { return 42; }' >a.c && gcc -O a.c && ./a.out; echo $?", 120)
+        if text.strip() != '42':
+            raise Failure(f'gcc in the guest: {text}')
         text = guest.ssh('dd if=/dev/zero of=/dev/vdb bs=64k count=8 oflag=direct', check=False)
         if 'Input/output error' not in text and 'No space left' not in text:
             raise Failure(f'dd noticed nothing: {text}')
@@ -297,30 +308,39 @@ def converse(args, path, text, wanted):
         port.sendall(text)
         seen = b''
         while wanted not in seen:
-            part = port.recv(4096)
+            try:
+                part = port.recv(4096)
+            except TimeoutError:
+                raise Failure(f'no {wanted} on {path.name}, but {seen}') from None
             if not part:
                 raise Failure(f'{path.name} closed after {seen}')
             seen += part
 
 
 def ahci(args, work):
-    """The system on a SATA disk, with a login prompt on hvc0 and a port with a name too, then on a CD with its writes in
-    memory."""
-    files, reason = image(args.cache, 'disk-amd64', ('--kernel', 'linux-image-amd64', '--iso', '--include', 'pciutils'))
-    if files is None:
-        raise Failure(reason)
+    """The system on a SATA disk, with a login prompt on hvc0 and a port with a name too, and a second controller with a
+    disk and a CD drive; then on a CD with its writes in memory."""
+    files = full_image(args)
     disk, hvc0, agent = copy_of(files, work), work / 'hvc0', work / 'agent'
+    spare, disc = work / 'spare.img', work / 'disc.iso'
+    disc.write_bytes(Server.data[:1 << 20])
+    with spare.open('wb') as f:
+        f.truncate(16 << 20)
     with Guest(args, work, disk, device='ahci-hd', files=files, cpus=2, user=True,
-               more=['-s', f'6,virtio-console,console={hvc0},agent={agent}']) as guest:
+               more=['-s', f'6,virtio-console,console={hvc0},agent={agent}', '-s', f'7,ahci,hd:{spare},ser=SPARE,cd:{disc}']) as guest:
         guest.wait()
         guest.check_running()
         # By itself systemd starts one only where the driver is there from the beginning; Debian's is a module.
         guest.ssh('systemctl start serial-getty@hvc0')
         converse(args, hvc0, b'\n', b'login:')
-        guest.ssh("nohup sh -c 'exec 0<>/dev/virtio-ports/agent; until read word; do sleep 0.1; done; echo you said $word >&0' "
-                  '>/dev/null 2>&1 &')
+        # What is said waits for somebody who listens.
+        guest.ssh("nohup sh -c 'sleep 1; exec 0<>/dev/virtio-ports/agent; read word; echo you said $word >&0' >/dev/null 2>&1 &")
         converse(args, agent, b'hello\n', b'you said hello')
-        check_quiet(guest, virtio=3, ahci=1)
+        got = guest.ssh('cd /dev/disk/by-id && dd if=/dev/sr0 of=ata-skep_SATA_disk_SPARE bs=64k oflag=direct 2>/dev/null && '
+                        'cat /sys/block/$(basename $(readlink ata-skep_SATA_disk_SPARE))/device/queue_depth')
+        if got.strip() != '32' or spare.read_bytes()[:1 << 20] != disc.read_bytes():
+            raise Failure(f'from a CD to a disk of one controller, queue depth {got}')
+        check_quiet(guest, virtio=3, ahci=2)
         guest.end()
     fsck(disk)
     with Guest(args, work, copy_of(files, work, 'cd.iso'), device='ahci-cd', files=files, user=True,
@@ -331,23 +351,45 @@ def ahci(args, work):
         guest.end()
 
 
+WIRES = "sed -n 's/.*IO-APIC.*fasteoi *//p' /proc/interrupts | grep -o 'virtio[0-9]*' | sort"
+
+
+def transport(args, work, words, options, command, wanted, cpus=2):
+    """The system by one way to reach its devices; what a command says is the proof that it is that way."""
+    disk = copy_of(args.image, work)
+    with Guest(args, work, disk, cpus=cpus, more=options, root=f'root=LABEL=skep {words}', user=True) as guest:
+        guest.wait()
+        guest.check_running()
+        check_quiet(guest, virtio=3)
+        got = ' '.join(guest.ssh(command).split())
+        if got != wanted:
+            raise Failure(f'{command!r} says {got!r}')
+        guest.ssh('cd /var/tmp && fio --name=verify --size=24M --rw=randwrite --bs=4k --iodepth=128 --ioengine=libaio '
+                  '--direct=1 --fsync=64 --verify=crc32c --verify_fatal=1 --minimal', 180)
+        guest.end()
+    fsck(disk)
+
+
 def transports(args, work):
     """virtio's legacy interface; and interrupts by wire, to which Linux resorts where there is no MSI-X."""
-    for words, options, command, wanted in (
-            (' virtio_pci.force_legacy=1', [], 'cut -c33 /sys/bus/virtio/devices/virtio*/features', '0 0 0'),
-            ('', ['-W'], "sed -n 's/.*IO-APIC.*fasteoi *//p' /proc/interrupts | grep -o 'virtio[0-9]*' | sort", 'virtio0 virtio1 virtio2')):
-        disk = copy_of(args.image, work)
-        with Guest(args, work, disk, cpus=2, more=options, root='root=LABEL=skep' + words, user=True) as guest:
-            guest.wait()
-            guest.check_running()
-            check_quiet(guest, virtio=3)
-            got = ' '.join(guest.ssh(command).split())
-            if got != wanted:
-                raise Failure(f'{command!r} says {got!r}')
-            guest.ssh('cd /var/tmp && fio --name=verify --size=24M --rw=randwrite --bs=4k --iodepth=128 --ioengine=libaio '
-                      '--direct=1 --fsync=64 --verify=crc32c --verify_fatal=1 --minimal', 180)
-            guest.end()
-        fsck(disk)
+    transport(args, work, 'virtio_pci.force_legacy=1', [], 'cut -c33 /sys/bus/virtio/devices/virtio*/features', '0 0 0')
+    transport(args, work, '', ['-W'], WIRES, 'virtio0 virtio1 virtio2')
+
+
+def routes(args, work):
+    """Wires that do not lead where _PRT says: to the PIC by the LPC bridge's PIRQ registers, and, in a kernel without ACPI,
+    to the I/O APIC by the MP table, which the cloud kernel does not read."""
+    transport(args, work, 'noapic', ['-W'], "sed -n 's/.*XT-PIC  *//p' /proc/interrupts | grep -o 'virtio[0-9]*' | sort",
+              'virtio0 virtio1 virtio2', cpus=1)
+    files = full_image(args)
+    with Guest(args, work, copy_of(files, work), files=files, cpus=2, more=['-W'], root='root=LABEL=skep acpi=off',
+               user=True) as guest:
+        guest.wait()
+        guest.check_running()
+        got = ' '.join(guest.ssh(WIRES).split())
+        if got != 'virtio0 virtio1 virtio2':
+            raise Failure(f'by the MP table: {got!r}')
+        guest.end('reboot', REBOOT)
 
 
 TESTS = {
@@ -356,6 +398,7 @@ TESTS = {
     'kills-volatile': (lambda args, work: kills(args, work, 1, ',test=volatile'), 'quick'),
     'ahci': (ahci, 'long'),
     'transports': (transports, 'long'),
+    'routes': (routes, 'long'),
     'kills-100': (lambda args, work: kills(args, work, 100, ''), 'long'),
     'kills-volatile-20': (lambda args, work: kills(args, work, 20, ',test=volatile'), 'long'),
 }
