@@ -259,6 +259,9 @@ def pair(args, work):
                      more=['-s', f'6,virtio-net,unix:{wire}{options}'])
 
     with vm(first, ',listen') as one:
+        end = time.monotonic() + 20 * args.slow
+        while not wire.exists() and time.monotonic() < end:
+            time.sleep(0.05)
         with vm(second, '') as two:
             one.wait()
             two.wait()
