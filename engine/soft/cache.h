@@ -90,6 +90,7 @@ struct soft_block {
 	uint32_t code;		/* .. of its `cross` entry */
 	uint32_t local;		/* .. of its `local` entry */
 	uint32_t unchecked;	/* .. of what follows that entry's look at run_ok */
+	uint32_t loop;		/* .. of its loop's unchecked iterations, 0: none (translate.h) */
 	uint32_t code_len;	/* from `start` */
 	uint32_t cold, cold_len;
 	struct block_pc *pcs;
@@ -173,8 +174,8 @@ uint32_t soft_code_stubs(struct soft_vm *svm);
 
 /* Under svm->lock: gives a far link its place in soft_tlb.far[]; false: there is none left. */
 bool cache_far_new(struct soft_vm *svm, uint32_t *entry, uint16_t *number);
-/* Patches a link to its target's local entry, or behind that one's look at run_ok; both valid and of one mode; atomic
- * for vCPUs that execute there. Under svm->lock. */
+/* Patches a link to its target's local entry, behind that one's look at run_ok, or to its loop; both valid and of one mode;
+ * atomic for vCPUs that execute there. Under svm->lock. */
 void block_link(struct soft_vm *svm, struct block_link *link, struct soft_block *to);
 
 /* Any thread: is there translated code on this guest page? (then writes need invalidation). No lock. */

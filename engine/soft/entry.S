@@ -9,6 +9,7 @@
 #define O_PAGE_RIP 0x08
 #define O_RIP 0x10
 #define O_SCRATCH1 0x40
+#define O_SCRATCH3 0x50
 #define O_GPR 0x78
 #define O_ARITH 0xf8
 #define O_SYSFLAGS 0x100
@@ -426,9 +427,26 @@ soft_stub_slow_addend:
 soft_stub_slow_address:
 	SLOW	1
 
-/* R10 = linear, ECX = what. Gives R10 = host address and RCX = 0, or RCX = 1. */
+/* R10 = linear, ECX = what (PROBE_SIZE is its low half). Gives R10 = host address and RCX = 0, or RCX = 1: at once if what is
+ * looked for lies across a page edge, as the frame of a function that is called often may. */
 	.globl	soft_stub_probe
 soft_stub_probe:
+	mov	%rax, O_SCRATCH1+RSP_BIAS+8(%rsp)
+	movzwl	%cx, %eax
+	lea	-1(%rax,%r10), %rax
+	shrx	%r15, %rax, %rax	/* the last byte's page */
+	xchg	%rcx, %rax
+	mov	%r10, O_SCRATCH3+RSP_BIAS+8(%rsp)
+	shrx	%r15, %r10, %r10
+	not	%r10
+	lea	1(%rcx,%r10), %rcx
+	mov	O_SCRATCH3+RSP_BIAS+8(%rsp), %r10
+	jrcxz	1f
+	mov	O_SCRATCH1+RSP_BIAS+8(%rsp), %rax
+	mov	$1, %ecx
+	ret
+1:	mov	%rax, %rcx
+	mov	O_SCRATCH1+RSP_BIAS+8(%rsp), %rax
 	SAVE	RSP_BIAS+8
 	mov	%rdi, %rbx
 	lea	-FRAME(%rdi), %rsp

@@ -90,11 +90,15 @@ static void patch_rel32(struct soft_vm *svm, uint32_t place, uint32_t target)
 
 static void jumps_void(struct soft_vm *svm);
 
-/* Who goes forward in a page need not look at run_ok: it comes to the end, or to a block that does. */
+/* Who goes forward in a page need not look at run_ok: it comes to the end, or to a block that does. A block that jumps back, or
+ * to a place in itself, has executed what is there: if that is a loop, this was its first iteration. */
 static uint32_t link_entry(const struct block_link *link, const struct soft_block *to)
 {
-	bool forward = !link->far && to->key.gpa > link->from->key.gpa;
+	const struct soft_block *from = link->from;
+	bool forward = !link->far && to->key.gpa > from->key.gpa;
 
+	if (to->loop && !link->far && to->key.gpa < from->key.gpa + from->len)
+		return to->loop;
 	return forward ? to->unchecked : to->local;
 }
 

@@ -13,6 +13,9 @@
 #define STEP_MAX 1024
 #define ITERATIONS_MAX 1024 /* without a look at cpu->run_ok */
 #define LEFT CPU(shared[SHARE_SLOTS - 1])
+#define REST CPU(shared[SHARE_SLOTS - 2]) /* of LEFT, what is not a multiple of UNROLL */
+#define UNROLL 4			  /* so many iterations between two looks at the count */
+#define UNROLL_LENGTH 16		  /* of loops that are no longer than this */
 
 /* Registers that the instructions of the loop leave alone can hold our pointers. R10 is nobody's. */
 static const uint8_t pointers[] = {H_R10, H_R13, H_R12, H_R9,  H_R8, H_RDI,
@@ -60,6 +63,7 @@ static unsigned loop_length(const struct translation *t, unsigned n, uint32_t *t
 }
 
 struct motion {
+	uint32_t written;   /* registers that change at all, a bit each */
 	bool constant[16];  /* it changes by constants only */
 	int64_t step[16];   /* .. by so much in an iteration */
 	int64_t so_far[16]; /* .. by so much since its beginning */
@@ -74,6 +78,7 @@ static void motion_of(const struct insn *insn, struct motion *m, int64_t *sum)
 
 		if (!(written >> r & 1))
 			continue;
+		m->written |= 1u << r;
 		if (insn_adds_constant(insn, r, &add))
 			sum[r] += (int64_t)add;
 		else
@@ -125,7 +130,8 @@ static bool operand_fits(struct loop *l, unsigned i, const struct insn *insn,
 		step += m->step[insn->mem_index] * insn->mem_scale;
 		disp += m->so_far[insn->mem_index] * insn->mem_scale;
 	}
-	if (step > STEP_MAX || step < -STEP_MAX || disp > limit || disp < -limit)
+	if (step > STEP_MAX || step < -STEP_MAX || disp > limit || disp < -limit ||
+	    insn->mem_disp > limit || insn->mem_disp < -limit)
 		return false;
 	s = stream_of(l, insn, step);
 	if (!s)
@@ -140,8 +146,18 @@ static bool operand_fits(struct loop *l, unsigned i, const struct insn *insn,
 	return true;
 }
 
-/* A host register for each stream's pointer. */
-static bool streams_place(struct loop *l, uint32_t taken)
+/* What has to be in a host register, so that the operand with it leads into host memory. */
+static enum stream_kind stream_kind(const struct stream *s, uint32_t written)
+{
+	if (s->index == REG_NONE)
+		return STREAM_ADDEND;
+	if (!(written >> s->base & 1))
+		return STREAM_BASE;
+	return written >> s->index & 1 ? STREAM_POINTER : STREAM_INDEX;
+}
+
+/* A host register for each stream. */
+static bool streams_place(struct loop *l, uint32_t taken, uint32_t written)
 {
 	bool moves = false;
 	unsigned p = 0;
@@ -154,6 +170,7 @@ static bool streams_place(struct loop *l, uint32_t taken)
 		if (p == sizeof(pointers) || s->hi - s->lo > SPAN_MAX)
 			return false;
 		s->pointer = pointers[p++];
+		s->kind = stream_kind(s, written);
 		moves |= s->step != 0;
 	}
 	return moves;
@@ -182,7 +199,7 @@ void loop_plan(struct translation *t, unsigned n)
 		}
 		motion_of(insn, &m, m.so_far);
 	}
-	if (!streams_place(l, taken))
+	if (!streams_place(l, taken, m.written))
 		l->length = 0;
 }
 
@@ -286,13 +303,25 @@ static void emit_stream(struct translation *t, const struct stream *s, uint32_t 
 		emit_iterations(e, s);
 	emit_shrx(e, 4, H_RCX, s->pointer, H_R15);
 	emit_load(e, 8, H_RCX, hmem_x(H_R15, H_RCX, 8, TLB_DISP(addend)));
-	emit_lea(e, 8, s->pointer, hmem_x(s->pointer, H_RCX, 1, -s->step));
+	if (s->kind == STREAM_ADDEND)
+		emit_mov_rr(e, 8, s->pointer, H_RCX);
+	else if (s->kind == STREAM_BASE)
+		emit_lea(e, 8, s->pointer, hmem_x(guest_reg(s->base), H_RCX, 1, 0));
+	else if (s->kind == STREAM_INDEX)
+		emit_lea(e, 8, s->pointer, hmem_x(H_RCX, index, s->scale, 0));
+	else
+		emit_lea(e, 8, s->pointer, hmem_x(s->pointer, H_RCX, 1, -s->step));
 }
 
-static void emit_body_again(struct translation *t)
+static void emit_iteration(struct translation *t)
 {
 	struct loop *l = &t->loop;
+	struct emit *e = &t->e;
 
+	for (unsigned k = 0; k < l->nstreams; k++)
+		if (l->stream[k].kind == STREAM_POINTER && l->stream[k].step)
+			emit_lea(e, 8, l->stream[k].pointer,
+				 hmem(l->stream[k].pointer, l->stream[k].step));
 	t->offset = t->start;
 	l->inside = true;
 	for (t->index = 0; t->index < l->length; t->index++) {
@@ -308,47 +337,125 @@ static void emit_body_again(struct translation *t)
 	l->inside = false;
 }
 
-struct hmem loop_operand(const struct translation *t)
+struct hmem loop_operand(const struct translation *t, const struct insn *insn)
 {
 	const struct loop *l = &t->loop;
 	const struct stream *s = &l->stream[l->of[t->index]];
+	int32_t disp = (int32_t)insn->mem_disp;
 
-	return hmem(s->pointer, l->disp[t->index] - s->lo);
+	switch (s->kind) {
+	case STREAM_ADDEND:
+		return hmem_x(guest_reg(s->base), s->pointer, 1, disp);
+	case STREAM_BASE:
+		return hmem_x(s->pointer, guest_reg(s->index), s->scale, disp);
+	case STREAM_INDEX:
+		return hmem_x(guest_reg(s->base), s->pointer, 1, disp);
+	default:
+		return hmem(s->pointer, l->disp[t->index] - s->lo);
+	}
+}
+
+static void emit_jrcxz_back(struct emit *e, uint32_t pos)
+{
+	uint32_t jump = emit_jrcxz(e);
+
+	if (!e->overflow)
+		e->start[jump] = (uint8_t)(pos - (jump + 1));
+}
+
+/* RCX iterations one by one; if there was a last one before, on behind the loop (that is what is returned), else to `out`. */
+static uint32_t emit_one_by_one(struct translation *t, unsigned cc, uint32_t out)
+{
+	struct emit *e = &t->e;
+	uint32_t done;
+
+	t->loop.again = emit_pos(e);
+	emit_jrcxz_back(e, out);
+	emit_lea(e, 8, H_RCX, hmem(H_RCX, -1));
+	emit_iteration(t);
+	emit_jcc_back(e, cc, t->loop.again);
+	done = emit_pos(e);
+	emit_pointers(t, false);
+	emit_jmp_to(e, t->loop.cont);
+	return done;
+}
+
+/* RCX times UNROLL iterations, then those of REST. */
+static void emit_by_many(struct translation *t, unsigned cc, uint32_t done)
+{
+	struct emit *e = &t->e;
+	uint32_t rest = emit_pos(e), many;
+
+	emit_load(e, 8, H_RCX, REST);
+	emit_jmp_to(e, t->loop.again);
+	many = emit_pos(e);
+	emit_jrcxz_back(e, rest);
+	emit_lea(e, 8, H_RCX, hmem(H_RCX, -1));
+	for (unsigned i = 1; i < UNROLL; i++) {
+		emit_iteration(t);
+		emit_jcc_back(e, cc ^ 1, done);
+	}
+	emit_iteration(t);
+	emit_jcc_back(e, cc, many);
+	emit_jmp_to(e, done);
+	t->loop.again = many;
+}
+
+/* RCX = LEFT, or how many times UNROLL; changes flags. */
+static void emit_count(struct translation *t, bool many)
+{
+	struct emit *e = &t->e;
+
+	emit_load(e, 8, H_RCX, LEFT);
+	if (!many)
+		return;
+	emit_op_rr(e, 4, 0, 0x83, 4, H_RCX); /* and */
+	emit_u8(e, UNROLL - 1);
+	emit_store(e, 8, REST, H_RCX);
+	emit_load(e, 8, H_RCX, LEFT);
+	emit_op_rr(e, 4, 0, 0xc1, 5, H_RCX); /* shr */
+	emit_u8(e, (uint8_t)log2_up(UNROLL));
+}
+
+/* Where the jumps of other blocks come in, which have not looked at run_ok. */
+static void emit_entry(struct translation *t)
+{
+	struct emit *e = &t->e;
+	uint32_t leave = emit_pos(e);
+
+	emit_jmp_to(e, t->local);
+	t->loop.entry = emit_pos(e);
+	emit_load(e, 8, H_RCX, CPU(run_ok));
+	emit_jrcxz_back(e, leave);
 }
 
 void emit_loop_parts(struct translation *t)
 {
 	struct loop *l = &t->loop;
 	struct emit *e = &t->e;
-	uint32_t fail, out, again, jump;
+	bool many = l->length <= UNROLL_LENGTH;
+	uint32_t fail, out, done;
+	unsigned cc;
 
 	if (!l->from)
 		return;
+	cc = jcc_condition(&t->plain[l->length]);
 	fail = emit_pos(e);
 	emit_flags_load(e);
 	out = emit_pos(e);
 	emit_pointers(t, false);
 	emit_jmp_to(e, t->local);
-	again = emit_pos(e);
-	jump = emit_jrcxz(e);
-	if (!e->overflow)
-		e->start[jump] = (uint8_t)(out - (jump + 1));
-	emit_lea(e, 8, H_RCX, hmem(H_RCX, -1));
-	for (unsigned k = 0; k < l->nstreams; k++)
-		if (l->stream[k].step)
-			emit_lea(e, 8, l->stream[k].pointer,
-				 hmem(l->stream[k].pointer, l->stream[k].step));
-	emit_body_again(t);
-	emit_jcc_back(e, jcc_condition(&t->plain[l->length]), again);
-	emit_pointers(t, false);
-	emit_jmp_to(e, l->cont);
+	done = emit_one_by_one(t, cc, out);
+	if (many)
+		emit_by_many(t, cc, done);
+	emit_entry(t);
 	emit_here(e, l->from);
 	emit_pointers(t, true);
 	emit_flags_save(e);
 	emit_store_imm(e, 8, LEFT, ITERATIONS_MAX);
 	for (unsigned k = 0; k < l->nstreams; k++)
 		emit_stream(t, &l->stream[k], fail);
+	emit_count(t, many);
 	emit_flags_load(e);
-	emit_load(e, 8, H_RCX, LEFT);
-	emit_jmp_to(e, again);
+	emit_jmp_to(e, l->again);
 }

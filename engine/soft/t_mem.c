@@ -311,7 +311,7 @@ struct hmem emit_access(struct translation *t, const struct insn *insn, unsigned
 
 	*cold = NULL;
 	if (t->loop.inside)
-		return loop_operand(t);
+		return loop_operand(t, insn);
 	if (share)
 		return share->role == SHARE_LEADER ? emit_leader(t, insn, share)
 						   : emit_member(t, share);

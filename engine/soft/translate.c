@@ -343,6 +343,7 @@ static int block_emit(struct translation *t, struct soft_block *block, const uin
 	emit_insns(t, count);
 	len = (unsigned)t->offset - t->start;
 	emit_loop_parts(t);
+	block->loop = t->loop.entry ? t->base + t->loop.entry : 0;
 	block->code_len = emit_pos(&t->e);
 	emit_cold_begin(t);
 	emit_cold_parts(t);

@@ -97,7 +97,13 @@ struct share {
 /* Accesses of a loop whose addresses differ by constants, and move by `step` with each iteration. */
 struct stream {
 	uint8_t base, index, scale; /* guest registers */
-	uint8_t pointer; /* the host register that has the host address of the first byte */
+	uint8_t pointer;	    /* the host register that has what `kind` says */
+	enum stream_kind {
+		STREAM_ADDEND,	/* host address less guest address; there is no index */
+		STREAM_BASE,	/* that plus the base, which the loop leaves alone */
+		STREAM_INDEX,	/* that plus the index, scaled */
+		STREAM_POINTER, /* the host address of the first byte; both move, and so does this */
+	} kind;
 	bool write;
 	int32_t step;
 	int32_t lo,
@@ -107,9 +113,10 @@ struct stream {
 /*
  * A block that begins with a loop: instructions that run natively on registers and on addresses that move by constants, up
  * to the conditional jump to the block's start. That jump, if taken, leads to code that looks up all streams at once, finds
- * out how many iterations stay in the pages where the streams are, and executes so many with no check: on pointers in host
- * registers that the loop does not use (their guest values are in cpu->gpr[] meanwhile) and with the count in RCX. Then, or if
- * a stream is not in the TLB, the block's `local` entry goes on with one iteration as usual.
+ * out how many iterations stay in the pages where the streams are, and executes so many with no check: by way of host
+ * registers that the loop does not use (their guest values are in cpu->gpr[] meanwhile) and with the count in RCX, which is looked
+ * at once in UNROLL iterations if they are short. Then, or if a stream is not in the TLB, the block's `local` entry goes on with
+ * one iteration as usual. Other blocks that jump back to here are linked to that code.
  */
 struct loop {
 	unsigned length; /* instructions before the jump, 0: no such loop */
@@ -118,6 +125,8 @@ struct loop {
 	uint8_t of[BLOCK_INSNS_MAX];   /* each instruction's stream */
 	int32_t disp[BLOCK_INSNS_MAX]; /* .. and displacement, as in lo and hi */
 	uint32_t from, cont;	       /* the jump, 0 if it was not written; what follows it */
+	uint32_t entry;		       /* for jumps from other blocks */
+	uint32_t again;		       /* the unchecked iterations, with their number in RCX */
 	bool inside;		       /* the unchecked iteration is being written */
 };
 
@@ -200,7 +209,7 @@ bool insn_adds_constant(const struct insn *insn, uint8_t gpr, uint64_t *add);
 /* t_loop.c: fills in t->loop for the n instructions of t->insns. */
 void loop_plan(struct translation *t, unsigned n);
 /* The operand of the current instruction inside of the unchecked iteration. */
-struct hmem loop_operand(const struct translation *t);
+struct hmem loop_operand(const struct translation *t, const struct insn *insn);
 /* What belongs to the loop behind the instructions, if the jump was written. */
 void emit_loop_parts(struct translation *t);
 /* Host registers that hold pointers in host code with PC_LOOP: a bit each, R10 apart. */

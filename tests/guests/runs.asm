@@ -3,6 +3,7 @@
 ;> PASS over an edge
 ;> PASS pushed over an edge
 ;> PASS pops give it back
+;> PASS memory pushed over an edge
 ;> PASS the base moves
 ;> PASS second of two faults
 ;> PASS its address
@@ -12,11 +13,14 @@
 ;> PASS sum downwards
 ;> PASS index and scale
 ;> PASS stores every other page
+;> PASS base, index or both move
+;> PASS loops of loops
 ;> PASS division in a loop faults
 ;> PASS at its place
 ;> PASS quotients before it
 ;> PASS registers that the loop leaves alone
 ;> PASS registers that it uses
+;> PASS whichever iteration it is
 ;> PASS the loop goes off the map
 ;> PASS at the first byte there
 ;> PASS after so many
@@ -103,6 +107,19 @@ main:	mov edi, PT
 	shl rax, 8
 	add rax, r10
 	CHECK "pops give it back", 0x44332211
+
+	mov esp, A + 0x3000 + 12
+	mov dword [B], 0x1234
+	mov dword [B + 4], 0
+	mov ebx, B
+	push qword [rbx]
+	push qword [rbx]
+	pop rax
+	pop rcx
+	mov rsp, rbp
+	shl rax, 16
+	add rax, rcx
+	CHECK "memory pushed over an edge", 0x12341234
 
 	mov edi, A + 0x100
 	mov eax, 5
@@ -193,7 +210,58 @@ main:	mov edi, PT
 	mov rax, [C + 0xffc + 0x2000 * 7]
 	CHECK "stores every other page", 7 * 32 + 1
 
+	; A to B and to C: the base stays and the index moves, the other way round, and both move
+	mov edi, A + 24
+	mov eax, 77
+	call fill
+	mov ebx, A + 24
+	xor edx, edx
+	mov edi, B - 48
+	mov r8d, 12
+	mov ebp, C
+	xor r9d, r9d
+.moves:	mov rax, [rbx + rdx * 8]
+	mov [rdi + r8 * 4], rax
+	mov [rbp + r9 * 4 + 8], rax
+	add rdx, 1
+	add rdi, 8
+	add rbp, 4
+	add r9, 1
+	cmp rdx, WORDS
+	jne .moves
+	mov esi, A + 24
+	mov edi, B
+	mov ecx, WORDS
+	repe cmpsq
+	mov eax, ecx
+	jne .moved
+	mov esi, A + 24
+	mov edi, C + 8
+	mov ecx, WORDS
+	repe cmpsq
+	add eax, ecx
+.moved:	CHECK "base, index or both move", 0
+
+	; each word counts as often as the outer loop comes by: 1 to 40 words, from ever further on
+	xor eax, eax
+	xor r8d, r8d
+.outer:	inc r8d
+	lea rsi, [A + 24 + r8 * 8]
+	mov ecx, r8d
+.inner:	add rax, [rsi]
+	add rsi, 8
+	sub ecx, 1
+	jne .inner
+	add rax, r8
+	cmp r8d, 40
+	jne .outer
+	; the sum over k of k, and of the k words from the k-th on, which are 77 and more
+	CHECK "loops of loops", 78 * 820 + (3 * 22140 - 820) / 2
+
 	; words of A divided by words of B, of which one is 0, to C
+	mov edi, A + 24
+	mov eax, 1000
+	call fill
 	mov edi, B
 	mov eax, 7
 	call fill
@@ -235,6 +303,36 @@ main:	mov edi, PT
 	lea rax, [rsi + rdi]
 	add rax, rbx
 	CHECK "registers that it uses", A + 24 + B + C + 3 * 700 * 8
+
+	; a division by zero in each of the first iterations in turn
+	mov ecx, 1
+.place:	mov edi, B
+	mov eax, 7
+	mov r8d, ecx
+	call fill
+	mov ecx, r8d
+	mov qword [B + rcx * 8], 0
+	mov qword [FAULT_RESUME], .there
+	mov esi, B
+	xor ebx, ebx
+.some:	mov eax, 100
+	xor edx, edx
+	div qword [rsi]
+	inc rbx
+	add rsi, 8
+	cmp rsi, B + WORDS * 8
+	jne .some
+.there:	lea rax, [B + rcx * 8]
+	cmp rax, rsi
+	jne .placed
+	cmp rbx, rcx
+	jne .placed
+	inc ecx
+	cmp ecx, 24
+	jne .place
+.placed: mov qword [FAULT_RESUME], 0
+	mov eax, ecx
+	CHECK "whichever iteration it is", 24
 
 	; bytes up to where nothing is mapped
 	mov qword [FAULT_VECTOR], -1

@@ -30,7 +30,7 @@ struct harness {
 	uint32_t mode; /* MODE_* to decode with */
 	struct insn insn;
 	unsigned len; /* of the instruction and what follows it on the same base */
-	uint8_t bytes[64];
+	uint8_t bytes[96];
 	struct cpu_image start, native, soft;
 	uint8_t data_start[DATA_SIZE], data_soft[DATA_SIZE];
 	uint8_t code_start

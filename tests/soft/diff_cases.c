@@ -904,11 +904,95 @@ static bool may_be_followed(const struct harness *h)
 /* One in three goes on with others on the same base, whose accesses the translator looks up together. */
 static void follow(struct harness *h)
 {
-	h->len = h->insn.len;
 	if (!may_be_followed(h) || below(h, 3))
 		return;
 	for (unsigned n = 1 + below(h, 4); n; n--)
 		h->len += put_follower(h, h->bytes + h->len);
+}
+
+/* LEA or ADD: a register moves. */
+static unsigned put_move(struct harness *h, uint8_t *b, unsigned reg, int32_t by)
+{
+	bool lea = below(h, 2);
+	unsigned n = 0;
+
+	b[n++] = (uint8_t)(0x48 | reg >> 3 | (lea ? reg >> 3 << 2 : 0));
+	b[n++] = lea ? 0x8d : 0x81;
+	b[n++] = (uint8_t)(lea ? 0x80 | (reg & 7) << 3 | (reg & 7) : 0xc0 | (reg & 7));
+	if (lea && (reg & 7) == X86_RSP)
+		b[n++] = 0x24;
+	memcpy(b + n, &by, 4);
+	return n + 4;
+}
+
+/* A register that nothing of the loop changes and that is no part of an address; REG_NONE if there is none. */
+static unsigned count_register(const struct harness *h)
+{
+	static const uint8_t candidates[] = {X86_R9, X86_R12, X86_R8, X86_R11};
+	const struct insn *i = &h->insn;
+
+	for (unsigned k = 0; k < sizeof(candidates); k++) {
+		unsigned reg = candidates[k];
+
+		if (reg != i->mem_base && reg != i->mem_index &&
+		    !((i->written_gprs | i->implicit_gprs) >> reg & 1))
+			return reg;
+	}
+	return REG_NONE;
+}
+
+/* Does the instruction leave alone what its operand's address is made of, and can it be done again? */
+static bool may_go_round(const struct harness *h)
+{
+	const struct insn *i = &h->insn;
+	unsigned changed = i->written_gprs | i->implicit_gprs | i->written_high;
+
+	return h->start.kind == KIND_64 && i->has_mem && !i->mem_vsib && i->addrsize == 8 &&
+	       i->mem_base != REG_NONE && i->mem_base != X86_RSP && !is_branch(i) &&
+	       !is_string(i) && !(changed >> i->mem_base & 1) &&
+	       (i->mem_index == REG_NONE || !(changed >> i->mem_index & 1));
+}
+
+static void put_moves(struct harness *h)
+{
+	static const int16_t steps[] = {1, 2, 4, 8, 16, 32, 64, 128, 24, 100, 0};
+	const struct insn *i = &h->insn;
+	int32_t by = steps[below(h, sizeof(steps) / sizeof(steps[0]))];
+
+	if (below(h, 4) == 0)
+		by = -by;
+	if (i->mem_index == REG_NONE || below(h, 2))
+		h->len += put_move(h, h->bytes + h->len, i->mem_base, by);
+	if (i->mem_index != REG_NONE && i->mem_index != i->mem_base && below(h, 3))
+		h->len += put_move(h, h->bytes + h->len, i->mem_index, by / i->mem_scale);
+}
+
+/* A loop: what may follow, with addresses that move, and a count of iterations. */
+static void go_round(struct harness *h)
+{
+	bool followed = may_be_followed(h);
+	unsigned count = count_register(h);
+	int32_t back;
+
+	if (count == REG_NONE)
+		return;
+	h->start.gpr[count] = 1 + below(h, 40);
+	for (unsigned n = below(h, 3); followed && n; n--)
+		h->len += put_follower(h, h->bytes + h->len);
+	put_moves(h);
+	if (followed && below(h, 3) == 0)
+		h->len += put_follower(h, h->bytes + h->len);
+	h->len += put_move(h, h->bytes + h->len, count, -1);
+	if (h->bytes[h->len - 6] == 0x8d || h->bytes[h->len - 7] == 0x8d) { /* LEA: no flags */
+		h->bytes[h->len++] = (uint8_t)(0x48 | count >> 3 | count >> 3 << 2);
+		h->bytes[h->len++] = 0x85; /* test */
+		h->bytes[h->len++] = (uint8_t)(0xc0 | (count & 7) << 3 | (count & 7));
+	}
+	h->bytes[h->len++] = 0x0f;
+	h->bytes[h->len++] = 0x85; /* jne */
+	back = -(int32_t)(h->len + 4);
+	memcpy(h->bytes + h->len, &back, 4);
+	h->len += 4;
 }
 
 /* The instruction at the end of the page and only partly there, or somewhere in it with INT3 behind. */
@@ -940,7 +1024,11 @@ void random_case(struct harness *h)
 	aim(h);
 	aim_branch(h);
 	tame_flags(h);
-	follow(h);
+	h->len = h->insn.len;
+	if (may_go_round(h) && below(h, 4) == 0)
+		go_round(h);
+	else
+		follow(h);
 	for (unsigned i = 0; h->start.kind != KIND_64 && i < 8; i++)
 		h->start.gpr[i] &= UINT32_MAX;
 	put_code(h, at);
