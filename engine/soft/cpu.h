@@ -305,6 +305,7 @@ struct soft_cpu {
 	/* What an IN, RDMSR .. exit is to do with its value when the vCPU is run next: see soft.c. */
 	enum soft_next (*complete)(struct soft_cpu *cpu);
 	uint64_t complete_arg[4];
+	uint64_t shared_more[4]; /* as `shared`, for blocks that need more */
 
 	/* Vector and x87 state while C may use those registers: standard XSAVE format. */
 	uint8_t xsave[X86_XSAVE_MAX] __attribute__((aligned(64)));

@@ -12,10 +12,10 @@
 #define SPAN_MAX 1024
 #define STEP_MAX 1024
 #define ITERATIONS_MAX 1024 /* without a look at cpu->run_ok */
-#define LEFT CPU(shared[SHARE_SLOTS - 1])
-#define REST CPU(shared[SHARE_SLOTS - 2]) /* of LEFT, what is not a multiple of UNROLL */
-#define UNROLL 4			  /* so many iterations between two looks at the count */
-#define UNROLL_LENGTH 16		  /* of loops that are no longer than this */
+#define LEFT CPU(shared[0])
+#define REST CPU(shared[1]) /* of LEFT, what is not a multiple of UNROLL */
+#define UNROLL 4	    /* so many iterations between two looks at the count */
+#define UNROLL_LENGTH 16    /* of loops that are no longer than this */
 
 /* Registers that the instructions of the loop leave alone can hold our pointers. R10 is nobody's. */
 static const uint8_t pointers[] = {H_R10, H_R13, H_R12, H_R9,  H_R8, H_RDI,

@@ -169,9 +169,8 @@ static struct probe *probe_add(struct translation *t, const struct share *s, boo
 /* R10 is the host address of the group. */
 static struct hmem leader_done(struct translation *t, const struct share *s, struct probe *p)
 {
-	struct hmem slot = CPU(shared);
+	struct hmem slot = share_slot(s->slot);
 
-	slot.disp += 8 * s->slot;
 	p->back = emit_pos(&t->e);
 	emit_store(&t->e, 8, slot, H_R10);
 	t->live[s->slot] = t->in_r10 = (uint8_t)(t->index + 1);
@@ -227,9 +226,8 @@ static struct hmem emit_leader_linear(struct translation *t, const struct share 
 
 static struct hmem emit_member(struct translation *t, const struct share *s)
 {
-	struct hmem slot = CPU(shared);
+	struct hmem slot = share_slot(s->slot);
 
-	slot.disp += 8 * s->slot;
 	if (t->in_r10 != s->leader + 1)
 		emit_load(&t->e, 8, H_R10, slot);
 	t->in_r10 = (uint8_t)(s->leader + 1);

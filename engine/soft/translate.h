@@ -70,7 +70,16 @@ struct cold {
 	bool leaves;	    /* a write that had to go by C ends the block: see struct share */
 };
 
-#define SHARE_SLOTS 4 /* of cpu->shared[] */
+#define SHARE_SLOTS_NEAR 4		   /* of cpu->shared[] */
+#define SHARE_SLOTS (SHARE_SLOTS_NEAR + 4) /* .. and cpu->shared_more[] */
+
+static inline struct hmem share_slot(unsigned slot)
+{
+	struct hmem mem = slot < SHARE_SLOTS_NEAR ? CPU(shared) : CPU(shared_more);
+
+	mem.disp += 8 * (int32_t)(slot % SHARE_SLOTS_NEAR);
+	return mem;
+}
 
 /*
  * Accesses to one base (register, with index and segment; the page of the code, if RIP-relative) with displacements
