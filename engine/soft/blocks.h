@@ -20,7 +20,7 @@ struct soft_cache {
 };
 
 /* A block's code begins with so many bytes, and behind them is the `cross` entry, at a multiple of BLOCK_ALIGN: its first
- * instruction, as long as a jump of 32 bits, is replaced in one piece when the block dies. */
+ * instruction, no shorter than a jump of 32 bits, is replaced in one piece when the block dies. */
 #define BLOCK_OUT 5
 #define BLOCK_ALIGN 8
 

@@ -32,7 +32,7 @@
  *
  * POSITION INDEPENDENCE. A block is keyed by where its code lies in guest-physical memory, so it holds no
  * RIP. cpu->page_rip is the RIP that corresponds to offset 0 of the current page (linear page - CS base);
- * RIP = page_rip + offset in page. A block has two entries: `cross` (takes cpu->rip, sets page_rip) and
+ * RIP = page_rip + offset in page. A block has two entries: `cross` (takes RIP in R10, sets page_rip) and
  * `local` (page_rip is right already: direct jumps within a page).
  */
 #ifndef ENGINE_SOFT_CPU_H
@@ -218,6 +218,7 @@ enum soft_stub {
 	STUB_EXIT,
 	STUB_EXIT_FAR,
 	STUB_LEAVE_AT,
+	STUB_LEAVE_TO,
 	STUB_SYSCALL,
 	STUB_SYSRET,
 	STUBS
@@ -368,8 +369,8 @@ static inline void soft_request(struct soft_cpu *cpu, uint32_t req)
 extern void soft_stub_quick(void), soft_stub_full(void), soft_stub_slow_addend(void),
 	soft_stub_slow_address(void), soft_stub_commit(void), soft_stub_leave(void),
 	soft_stub_linear(void), soft_stub_fault(void), soft_stub_probe(void), soft_stub_exit(void),
-	soft_stub_exit_far(void), soft_stub_leave_at(void), soft_stub_syscall(void),
-	soft_stub_sysret(void);
+	soft_stub_exit_far(void), soft_stub_leave_at(void), soft_stub_leave_to(void),
+	soft_stub_syscall(void), soft_stub_sysret(void);
 extern void (*const soft_stubs[STUBS])(void);
 
 enum soft_next soft_enter(struct soft_cpu *cpu, void *code);

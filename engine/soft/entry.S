@@ -124,7 +124,7 @@
 	xrstor64 (%rcx)
 .endm
 
-/* enum soft_next soft_enter(struct soft_cpu *cpu, void *code) */
+/* enum soft_next soft_enter(struct soft_cpu *cpu, void *code). A block's `cross` entry wants RIP in R10. */
 	.globl	soft_enter
 	.type	soft_enter, @function
 soft_enter:
@@ -141,6 +141,7 @@ soft_enter:
 	VECTOR_LOAD
 	lea	-RSP_BIAS(%rdi), %rsp
 	mov	%r10, %rcx
+	mov	O_RIP(%rdi), %r10
 	LOAD
 	jmp	*%rcx
 	.size	soft_enter, . - soft_enter
@@ -156,6 +157,7 @@ leave_saved:
 	test	%rax, %rax
 	jz	1f
 	mov	%rax, %rcx
+	mov	O_RIP(%rdi), %r10
 	LOAD
 	jmp	*%rcx
 1:	VECTOR_SAVE
@@ -169,7 +171,10 @@ leave_saved:
 	pop	%rbp
 	ret
 
-/* Jumped to: cpu->rip is set, go on there. */
+/* Jumped to: go on at R10, or, at soft_stub_leave, where cpu->rip says. */
+	.globl	soft_stub_leave_to
+soft_stub_leave_to:
+	mov	%r10, O_RIP+RSP_BIAS(%rsp)
 	.globl	soft_stub_leave
 soft_stub_leave:
 	SAVE	RSP_BIAS
@@ -223,8 +228,10 @@ soft_stub_exit:
 	jrcxz	1f
 	jmp	2f
 1:	movq	$0, O_LINK+RSP_BIAS(%rsp)
+	mov	%r10, %rcx
+	mov	%rax, %r10
 	mov	O_SCRATCH1+RSP_BIAS(%rsp), %rax
-	jmp	*TLB_JUMP+8-TLB_BIAS(%r15,%r10,8)
+	jmp	*TLB_JUMP+8-TLB_BIAS(%r15,%rcx,8)
 2:	mov	O_SCRATCH1+RSP_BIAS(%rsp), %rax
 	jmp	soft_stub_leave
 
@@ -286,7 +293,9 @@ soft_stub_exit:
 	lea	8(%rsp), %rsp
 	jrcxz	1f
 	jmp	soft_stub_leave
-1:	jmp	*TLB_JUMP+8-TLB_BIAS(%r15,%r10,8)
+1:	mov	%r10, %rcx
+	mov	O_RIP+RSP_BIAS(%rsp), %r10
+	jmp	*TLB_JUMP+8-TLB_BIAS(%r15,%rcx,8)
 9:	add	$0x7f, %al	/* OF */
 	sahf
 	mov	O_GPR+2*8+D(%rsp), %rdx

@@ -173,12 +173,12 @@ static void hash_remove(struct soft_vm *svm, struct soft_block *block)
 		atomic_store(p, atomic_load(&block->hash_next));
 }
 
-/* Who enters it by a jump cache leaves at once: its first instruction becomes a jump (blocks.h). A block of one instruction is
+/* Who enters it by a jump cache leaves at once: its first instruction becomes a jump (blocks.h), with RIP in R10 still. A block of one instruction is
  * in no jump cache, and who enters it has to execute that. */
 static void block_bury(struct soft_vm *svm, const struct soft_block *block)
 {
 	uint64_t *code = (uint64_t *)(void *)(svm->code_rw + block->code);
-	uint32_t rel = svm->cold + STUB_LEAVE * CODE_STUB_SIZE - (block->code + 5);
+	uint32_t rel = svm->cold + STUB_LEAVE_TO * CODE_STUB_SIZE - (block->code + 5);
 
 	if (!(block->key.mode & (MODE_STEP | MODE_SHADOW)))
 		__atomic_store_n(code, (*code & ~0ull << 40) | (uint64_t)rel << 8 | 0xe9,

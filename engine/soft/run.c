@@ -22,6 +22,7 @@ void (*const soft_stubs[STUBS])(void) = {
 	[STUB_EXIT] = soft_stub_exit,
 	[STUB_EXIT_FAR] = soft_stub_exit_far,
 	[STUB_LEAVE_AT] = soft_stub_leave_at,
+	[STUB_LEAVE_TO] = soft_stub_leave_to,
 	[STUB_SYSCALL] = soft_stub_syscall,
 	[STUB_SYSRET] = soft_stub_sysret,
 };

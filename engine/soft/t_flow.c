@@ -27,28 +27,33 @@ void emit_rip(struct translation *t, uint8_t dst, int64_t offset)
 
 #define TLB_DISP(member) ((int32_t)offsetof(struct soft_tlb, member) - SOFT_TLB_BIAS)
 
-/* RCX = RIP: through the jump cache, or out to dispatch, which then fills it. */
+/* RCX = twice the index into the jump cache of the RIP in R10. */
+static void emit_jump_index(struct emit *e)
+{
+	emit_rorx(e, H_RCX, H_R10, JUMP_ROTATE);
+	emit_movzx(e, 2, H_RCX, H_RCX);
+	emit_lea(e, 8, H_RCX, hmem_x(H_RCX, H_RCX, 1, 0));
+}
+
+/* R10 = RIP: through the jump cache, or out to dispatch, which then fills it. The index is computed twice, for there is no third
+ * register that could keep it, and a guest's one would have to go through memory. */
 void emit_indirect(struct translation *t)
 {
 	struct emit *e = &t->e;
 	uint32_t hit;
 
-	emit_store(e, 8, CPU(rip), H_RCX);
 	if (t->mode & ONE_INSN) {
-		emit_jmp_stub(t, STUB_LEAVE);
+		emit_jmp_stub(t, STUB_LEAVE_TO);
 		return;
 	}
-	emit_store(e, 8, CPU(scratch[1]), H_RAX);
-	emit_rorx(e, H_R10, H_RCX, JUMP_ROTATE);
-	emit_movzx(e, 2, H_R10, H_R10);
-	emit_lea(e, 8, H_R10, hmem_x(H_R10, H_R10, 1, 0));
-	emit_load(e, 8, H_RAX, hmem_x(H_R15, H_R10, 8, TLB_DISP(jump[0].tag)));
-	emit_lea(e, 8, H_RCX, hmem_x(H_RCX, H_RAX, 1, 0));
-	emit_load(e, 8, H_RAX, CPU(scratch[1]));
+	emit_jump_index(e);
+	emit_load(e, 8, H_RCX, hmem_x(H_R15, H_RCX, 8, TLB_DISP(jump[0].tag)));
+	emit_lea(e, 8, H_RCX, hmem_x(H_RCX, H_R10, 1, 0));
 	hit = emit_jrcxz(e);
-	emit_jmp_stub(t, STUB_LEAVE);
+	emit_jmp_stub(t, STUB_LEAVE_TO);
 	emit_here8(e, hit);
-	emit_jmp_mem(e, hmem_x(H_R15, H_R10, 8, TLB_DISP(jump[0].code)));
+	emit_jump_index(e);
+	emit_jmp_mem(e, hmem_x(H_R15, H_RCX, 8, TLB_DISP(jump[0].code)));
 }
 
 /* Nops so that `opcode_len` bytes further a rel32 is within eight aligned bytes: it is patched while others run it. */
@@ -126,7 +131,7 @@ void emit_goto(struct translation *t, int64_t target)
 	struct exit_site *site;
 
 	if (!exit_linkable(t, target)) {
-		emit_rip(t, H_RCX, target);
+		emit_rip(t, H_R10, target);
 		emit_indirect(t);
 		return;
 	}
@@ -150,11 +155,11 @@ static int64_t branch_target(const struct translation *t, const struct insn *ins
 	return (int64_t)t->offset + insn->len + (int32_t)insn->imm[0];
 }
 
-/* RCX = target of a 16-bit relative branch. */
+/* R10 = target of a 16-bit relative branch. */
 static void emit_target16(struct translation *t, const struct insn *insn)
 {
-	emit_rip(t, H_RCX, branch_target(t, insn));
-	emit_movzx(&t->e, 2, H_RCX, H_RCX);
+	emit_rip(t, H_R10, branch_target(t, insn));
+	emit_movzx(&t->e, 2, H_R10, H_R10);
 }
 
 static void emit_branch(struct translation *t, const struct insn *insn)
@@ -177,6 +182,67 @@ static bool stack_inline(const struct translation *t, const struct insn *insn)
 	return (t->mode & MODE_FLAT) && (t->mode & MODE_STACK32) && insn->opsize == 4;
 }
 
+/* PUSH and POP of registers and constants, CALL and RET of the common kinds. */
+static bool row_opcode(const struct insn *insn)
+{
+	if (insn->map != 0)
+		return false;
+	if ((insn->opcode & 0xf0) == 0x50)
+		return insn->opreg != X86_RSP;
+	switch (insn->opcode) {
+	case 0x68: /* PUSH imm */
+	case 0x6a:
+	case 0xc2: /* RET */
+	case 0xc3:
+	case 0xe8: /* CALL */
+		return true;
+	default:
+		return false;
+	}
+}
+
+/*
+ * Pushes and pops that share a look-up need R14 for nothing but to move it, so a row of them moves it once, behind the last. In
+ * between there are only instructions that do not name RSP, do not fault and do not leave the block.
+ */
+bool rsp_may_wait(const struct translation *t)
+{
+	const struct insn *insn = t->insn;
+
+	if (native_taken(insn) & 1u << H_R14)
+		return false;
+	switch (insn->op) {
+	case ZYDIS_MNEMONIC_PUSH:
+	case ZYDIS_MNEMONIC_POP:
+	case ZYDIS_MNEMONIC_CALL:
+	case ZYDIS_MNEMONIC_RET:
+		return row_opcode(insn) && share_is_member(t);
+	case ZYDIS_MNEMONIC_LEA:
+		return true;
+	case ZYDIS_MNEMONIC_MOV:
+	case ZYDIS_MNEMONIC_MOVZX:
+	case ZYDIS_MNEMONIC_MOVSX:
+	case ZYDIS_MNEMONIC_MOVSXD:
+	case ZYDIS_MNEMONIC_XOR:
+	case ZYDIS_MNEMONIC_AND:
+	case ZYDIS_MNEMONIC_OR:
+	case ZYDIS_MNEMONIC_ADD:
+	case ZYDIS_MNEMONIC_SUB:
+	case ZYDIS_MNEMONIC_CMP:
+	case ZYDIS_MNEMONIC_TEST:
+		return !insn->has_mem && native_classify(t->svm->isa, insn, t->mode) == RUN_NATIVE;
+	default:
+		return false;
+	}
+}
+
+void emit_rsp(struct translation *t)
+{
+	if (t->owed)
+		emit_lea(&t->e, 8, H_R14, hmem(H_R14, t->owed));
+	t->owed = 0;
+}
+
 static void emit_push(struct translation *t, struct body *b)
 {
 	struct cold *cold;
@@ -185,6 +251,12 @@ static void emit_push(struct translation *t, struct body *b)
 	b->borrowed = H_NONE;
 	b->size = t->insn->opsize;
 	b->mem = emit_stack_access(t, H_R14, -(int32_t)b->size, b->size, MEM_WRITE, &cold);
+	b->move = t->owed - (int32_t)b->size;
+	t->owed = 0;
+	if (!cold && b->kind != BODY_CALL) {
+		t->owed = b->move;
+		b->move = 0;
+	}
 	emit_body(t, b);
 	if (cold) {
 		cold->body = *b;
@@ -200,23 +272,27 @@ static void emit_pop(struct translation *t, const struct insn *insn, uint8_t dst
 	struct hmem m = emit_stack_access(t, pointer, 0, insn->opsize, MEM_READ, &cold);
 
 	emit_load(&t->e, insn->opsize, dst, m);
-	emit_lea(&t->e, rip_width(t), H_R14, hmem(pointer, insn->opsize + more));
+	t->owed += insn->opsize + more;
+	if (cold || pointer != H_R14 || insn->op != ZYDIS_MNEMONIC_POP) {
+		emit_lea(&t->e, rip_width(t), H_R14, hmem(pointer, t->owed));
+		t->owed = 0;
+	}
 }
 
-/* RCX = the operand of an indirect jump or call, or of PUSH. */
-static void emit_operand_rcx(struct translation *t, const struct insn *insn)
+/* `dst`, RCX or R10 = the operand of an indirect jump or call, or of PUSH. */
+static void emit_operand_to(struct translation *t, const struct insn *insn, uint8_t dst)
 {
 	if (insn->has_mem) {
 		struct cold *cold;
 		struct hmem m = emit_access(t, insn, insn->opsize, MEM_READ, false, &cold);
 
-		emit_load(&t->e, insn->opsize, H_RCX, m);
+		emit_load(&t->e, insn->opsize, dst, m);
 	} else {
-		emit_get_gpr(t, H_RCX, insn->rm);
+		emit_get_gpr(t, dst, insn->rm);
 		if (insn->opsize == 4)
-			emit_mov_rr(&t->e, 4, H_RCX, H_RCX);
+			emit_mov_rr(&t->e, 4, dst, dst);
 		else if (insn->opsize == 2)
-			emit_movzx(&t->e, 2, H_RCX, H_RCX);
+			emit_movzx(&t->e, 2, dst, dst);
 	}
 }
 
@@ -233,7 +309,7 @@ static bool emit_push_insn(struct translation *t, const struct insn *insn)
 	} else if (insn->opcode == 0x68 || insn->opcode == 0x6a) {
 		b.imm = insn->imm[0];
 	} else if (insn->opcode == 0xff) {
-		emit_operand_rcx(t, insn);
+		emit_operand_to(t, insn, H_RCX);
 		emit_store(&t->e, 8, CPU(scratch[2]), H_RCX);
 		b.kind = BODY_PUSH_SLOT;
 		b.imm = (uint64_t)CPU(scratch[2]).disp;
@@ -276,6 +352,8 @@ static bool emit_pop_insn(struct translation *t, const struct insn *insn)
 		return true;
 	}
 	emit_pop(t, insn, H_RCX, H_R14, 0);
+	if (reg == H_R14)
+		t->owed = 0;
 	emit_set_gpr(t, insn->opreg, H_RCX, insn->opsize);
 	return true;
 }
@@ -293,7 +371,7 @@ static bool emit_ret(struct translation *t, const struct insn *insn)
 {
 	if (!stack_inline(t, insn) || (insn->opcode != 0xc3 && insn->opcode != 0xc2))
 		return false;
-	emit_pop(t, insn, H_RCX, H_R14, insn->opcode == 0xc2 ? (int32_t)(uint16_t)insn->imm[0] : 0);
+	emit_pop(t, insn, H_R10, H_R14, insn->opcode == 0xc2 ? (int32_t)(uint16_t)insn->imm[0] : 0);
 	emit_indirect(t);
 	t->ended = true;
 	return true;
@@ -313,7 +391,7 @@ static bool emit_call(struct translation *t, const struct insn *insn)
 	if (!stack_inline(t, insn))
 		return false;
 	if (near_indirect(insn, 2)) {
-		emit_operand_rcx(t, insn);
+		emit_operand_to(t, insn, H_RCX);
 		emit_store(&t->e, 8, CPU(scratch[2]), H_RCX);
 		b.indirect = true;
 	} else if (insn->branch) {
@@ -323,7 +401,7 @@ static bool emit_call(struct translation *t, const struct insn *insn)
 	}
 	emit_push(t, &b);
 	if (b.indirect) {
-		emit_load(&t->e, 8, H_RCX, CPU(scratch[2]));
+		emit_load(&t->e, 8, H_R10, CPU(scratch[2]));
 		emit_indirect(t);
 	} else {
 		emit_goto(t, b.target);
@@ -337,7 +415,7 @@ static bool emit_jmp_insn(struct translation *t, const struct insn *insn)
 	if (insn->branch) {
 		emit_branch(t, insn);
 	} else if (near_indirect(insn, 4)) {
-		emit_operand_rcx(t, insn);
+		emit_operand_to(t, insn, H_R10);
 		emit_indirect(t);
 	} else {
 		return false;
@@ -557,7 +635,7 @@ void emit_exit_part(struct translation *t, struct exit_site *site, struct block_
 
 	if (!exit_linkable(t, site->target)) {
 		emit_here(e, site->jump);
-		emit_rip(t, H_RCX, site->target);
+		emit_rip(t, H_R10, site->target);
 		emit_indirect(t);
 		return;
 	}

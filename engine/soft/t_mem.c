@@ -244,6 +244,13 @@ static const struct share *share_now(const struct translation *t)
 	return s->role == SHARE_LEADER || t->live[s->slot] == s->leader + 1 ? s : NULL;
 }
 
+bool share_is_member(const struct translation *t)
+{
+	const struct share *s = share_now(t);
+
+	return s && s->role == SHARE_MEMBER;
+}
+
 /* Outside flat segments, and where alignment is checked, C computes the linear address; it also knows that nothing
  * is written by way of CS. */
 static bool needs_linear_call(const struct translation *t, unsigned seg, uint32_t flags)

@@ -224,7 +224,8 @@ static void emit_push_body(struct translation *t, const struct body *b)
 	} else {
 		emit_store_imm(&t->e, b->size, b->mem, (int32_t)b->imm);
 	}
-	emit_lea(&t->e, width, H_R14, hmem(H_R14, -(int32_t)b->size));
+	if (b->move)
+		emit_lea(&t->e, width, H_R14, hmem(H_R14, b->move));
 }
 
 void emit_body(struct translation *t, const struct body *b)

@@ -198,8 +198,14 @@ static void emit_one(struct translation *t, struct insn *insn)
 
 /* ---- blocks --------------------------------------------------------------------------------------- */
 
-_Static_assert(offsetof(struct soft_cpu, rip) < SOFT_RSP_BIAS && SOFT_RSP_BIAS <= 128,
-	       "the first instruction has five bytes: block_bury()");
+/* RCX = R10 less the page offset of the block's start, in seven bytes whatever that is: block_bury(). */
+static void emit_page_begin(struct translation *t)
+{
+	const uint8_t lea[3] = {t->mode & MODE_CODE64 ? 0x49 : 0x41, 0x8d, 0x8a};
+
+	emit_bytes(&t->e, lea, sizeof(lea));
+	emit_u32(&t->e, -(uint32_t)t->start);
+}
 
 static void emit_head(struct translation *t, struct soft_block *block)
 {
@@ -208,8 +214,7 @@ static void emit_head(struct translation *t, struct soft_block *block)
 
 	t->out = emit_jmp(e);
 	block->code = t->base + emit_pos(e);
-	emit_load(e, 8, H_RCX, CPU(rip));
-	emit_lea(e, t->mode & MODE_CODE64 ? 8 : 4, H_RCX, hmem(H_RCX, -(int32_t)t->start));
+	emit_page_begin(t);
 	emit_store(e, 8, CPU(page_rip), H_RCX);
 	t->local = emit_pos(e);
 	block->local = t->base + t->local;
@@ -286,6 +291,8 @@ static void emit_insns(struct translation *t, unsigned count)
 		if (t->nexits + 2 > BLOCK_BRANCHES_MAX || emit_pos(&t->e) > BLOCK_CODE_MAX / 2)
 			break;
 		t->insn = insn;
+		if (t->owed && !rsp_may_wait(t))
+			emit_rsp(t);
 		translation_mark(t, 0);
 		if (t->raise)
 			emit_helper(t, insn, t->raise, false, true);
@@ -296,6 +303,7 @@ static void emit_insns(struct translation *t, unsigned count)
 	t->ninsns = t->index;
 	if (t->ended)
 		return;
+	emit_rsp(t);
 	if (t->mode & (MODE_STEP | MODE_SHADOW))
 		emit_leave_at(t, t->offset);
 	else
@@ -402,6 +410,7 @@ static struct soft_block *translate_once(struct soft_cpu *cpu, struct translatio
 	t->ninsns = t->ncold = t->nexits = t->npcs = t->nprobes = 0;
 	share_forget(t);
 	t->no_meta = t->ended = false;
+	t->owed = 0;
 	t->e = (struct emit){.start = svm->code_rw + base,
 			     .p = svm->code_rw + base,
 			     .end = svm->code_rw + base + BLOCK_CODE_MAX};

@@ -55,6 +55,7 @@ struct body {
 	uint8_t size;	  /* PUSH_*: bytes */
 	uint8_t reg;	  /* PUSH_REG: host register */
 	uint64_t imm; /* PUSH_IMM: value; PUSH_SLOT: its displacement from RSP; CALL: next offset */
+	int32_t move; /* PUSH_*, CALL: what R14 is moved by behind it */
 	bool indirect;	/* CALL: the target is in scratch[2] */
 	int64_t target; /* CALL: else its page offset */
 };
@@ -180,6 +181,7 @@ struct translation {
 	unsigned index;		   /* of the current instruction */
 	uint8_t live[SHARE_SLOTS]; /* 1 + the leader whose address the slot holds, 0: none */
 	uint8_t in_r10;		   /* the same of R10 */
+	int32_t owed;		   /* what R14 is still to be moved by: see rsp_may_wait() */
 	struct probe probe[BLOCK_INSNS_MAX];
 	unsigned nprobes;
 	struct loop loop;
@@ -209,6 +211,9 @@ void translation_mark(struct translation *t, uint16_t flags);
 void share_plan(struct translation *t, unsigned n);
 /* C runs here: nothing that was checked holds behind it. */
 void share_forget(struct translation *t);
+
+/* Has the current instruction an access that needs no look-up, as another one's covers it? */
+bool share_is_member(const struct translation *t);
 
 /* General registers that the instruction may write, a bit each. */
 uint32_t insn_written(const struct insn *insn);
@@ -245,6 +250,10 @@ bool lea_is_direct(const struct insn *insn);
 /* Host registers that the instruction names, a bit each; and does it need others beside them? */
 uint32_t native_taken(const struct insn *insn);
 bool native_has_temps(const struct insn *insn);
+/* May R14 be wrong by t->owed while the current instruction runs? */
+bool rsp_may_wait(const struct translation *t);
+/* R14 is the guest's RSP again. */
+void emit_rsp(struct translation *t);
 /* A guest register's value into RCX or R10, or back. */
 void emit_get_gpr(struct translation *t, uint8_t dst, uint8_t gpr);
 void emit_set_gpr(struct translation *t, uint8_t gpr, uint8_t src, unsigned width);
@@ -262,7 +271,7 @@ bool emit_flow(struct translation *t, const struct insn *insn);
 unsigned jcc_condition(const struct insn *insn);
 /* Goes on at a page offset or, outside the page, by the jump cache. */
 void emit_goto(struct translation *t, int64_t target);
-/* RCX holds a RIP: go there. */
+/* R10 holds a RIP: go there. */
 void emit_indirect(struct translation *t);
 void emit_rip(struct translation *t, uint8_t dst, int64_t offset);
 void emit_cold_parts(struct translation *t);

@@ -43,10 +43,17 @@
 ;> PASS jump to a page, invlpg
 ;> PASS jump to a page, cr3 load
 ;> PASS jump to a page, absent
+;> PASS return to a page
+;> PASS return to a page, invlpg
+;> PASS return to a page, cr3 load
+;> PASS return to a page, written
+;> PASS return to a page, absent
 ;> PASS pcid 0
 ;> PASS pcid 1
 ;> PASS pcid 0 again
 ;> PASS pcid kept
+;> PASS return to another pcid
+;> PASS and back
 ;> PASS invpcid address
 ;> PASS invpcid context
 ;> PASS invpcid all
@@ -206,6 +213,7 @@ main:	call set_up
 	call supervisor
 	call caching
 	call jumps
+	call returns
 	call pcids
 	mov rsi, 0x0000800000000000
 	TRY mov al, [rsi]
@@ -505,6 +513,62 @@ jumps:	mov byte [FROM_PAGE], 0xe9      ; jmp T + 0x1000
 	CHECK_FAULT "jump to a page, absent", 14, 0x10
 	PTE PAGE1 + P + W
 	ret
+
+; Code at T that calls R14, which makes another page of the one that it returns to.
+returns:
+	mov edi, FROM_PAGE
+	call put_caller
+	mov edi, TO_PAGE1
+	call put_caller
+	mov byte [TO_PAGE1 + 4], 0x22
+	PTE FROM_PAGE + P + W
+	mov r14, .plain
+	call jump_often
+	CHECK "return to a page", 0x11
+	mov r14, .invlpg
+	xor eax, eax
+	call r15
+	movzx eax, al
+	CHECK "return to a page, invlpg", 0x22
+	mov r14, .plain
+	call jump_often
+	mov r14, .cr3
+	xor eax, eax
+	call r15
+	movzx eax, al
+	CHECK "return to a page, cr3 load", 0x11
+	mov r14, .plain
+	call jump_often
+	mov r14, .write
+	xor eax, eax
+	call r15
+	movzx eax, al
+	CHECK "return to a page, written", 0x33
+	mov r14, .plain
+	call jump_often
+	mov r14, .absent
+	mov rdi, r15
+	TRY_CALL
+	CHECK_FAULT "return to a page, absent", 14, 0x10
+	PTE PAGE1 + P + W
+	ret
+.plain:	ret
+.invlpg: PTE TO_PAGE1 + P
+	ret
+.cr3:	mov qword [PT2], FROM_PAGE + P + W
+	mov rax, cr3
+	mov cr3, rax
+	ret
+.write:	mov byte [r15 + 4], 0x33
+	ret
+.absent: PTE 0
+	ret
+; call r14; mov al, 0x11; ret, at RDI
+put_caller:
+	mov dword [rdi], 0xb0d6ff41
+	mov word [rdi + 4], 0xc311
+	ret
+
 ; EAX = the sum of what the jump came to, divided by how often: all of them must agree.
 jump_often:
 	mov ecx, 100
@@ -556,6 +620,34 @@ pcids:	mov ecx, 512
 	mov cr3, rax
 	movzx eax, byte [r15]
 	CHECK "pcid kept", 0x22
+	; code at T calls R14, which goes over to the other address space
+	push r15
+	mov edi, PAGE1 + 0x100
+	call put_caller
+	mov edi, PAGE2 + 0x100
+	call put_caller
+	mov byte [PAGE2 + 0x104], 0x22
+	add r15, 0x100
+	mov r14, returns.plain
+	call jump_often
+	mov rax, r12
+	bts rax, 63
+	mov cr3, rax
+	call jump_often
+	mov r14, .other
+	xor eax, eax
+	call r15
+	movzx eax, al
+	CHECK "return to another pcid", 0x22
+	mov r14, .one
+	xor eax, eax
+	call r15
+	movzx eax, al
+	CHECK "and back", 0x11
+	pop r15
+	mov rax, r13
+	bts rax, 63
+	mov cr3, rax
 	; the current one is 1; INVPCID changes what is cached of others too
 	mov qword [PTB], PAGE1 + P + W
 	mov qword [DESC], 1
@@ -591,7 +683,16 @@ pcids:	mov ecx, 512
 	CR4_CLEAR 1 << 17
 	ret
 .none:	PRINT {"PASS pcid 0", 10, "PASS pcid 1", 10, "PASS pcid 0 again", 10, "PASS pcid kept", 10}
+	PRINT {"PASS return to another pcid", 10, "PASS and back", 10}
 	PRINT {"PASS invpcid address", 10, "PASS invpcid context", 10, "PASS invpcid all", 10, "PASS invpcid type", 10}
+	ret
+.other:	mov rax, r13
+	bts rax, 63
+	mov cr3, rax
+	ret
+.one:	mov rax, r12
+	bts rax, 63
+	mov cr3, rax
 	ret
 ; INVPCID of type ECX on DESC, or all there is by CR4.PGE
 invalidate:

@@ -24,6 +24,11 @@
 ;> PASS the loop goes off the map
 ;> PASS at the first byte there
 ;> PASS after so many
+;> PASS the stack pointer is seen in a row of pushes
+;> PASS as its fault sees it
+;> PASS as what leaves the block sees it
+;> PASS calls in a row
+;> PASS popped itself
 %include "guest64.inc"
 %define A 0x800000                       ; to 0x9fffff: pages whose neighbours lie elsewhere in memory
 %define B 0x880000
@@ -352,5 +357,122 @@ main:	mov edi, PT
 	CHECK "at the first byte there", r8
 	mov eax, ecx
 	CHECK "after so many", 9
+
+	; who looks at RSP between pushes and pops
+	mov rbp, rsp
+	mov esp, B + 0x800
+	push rax
+	push rsp
+	mov edx, 1
+	push rbx
+	lea rdx, [rsp + rdx - 1]
+	push rdx
+	mov rcx, rsp
+	push rcx
+	add ecx, 0
+	push qword [rsp]
+	xor rdx, rdx
+	push 5
+	sub rcx, rsp
+	pop rax
+	mov rax, [rsp + 32]
+	pop rbx
+	pop rbx
+	pop rdx
+	mov rsp, rbp
+	sub rax, rdx            ; pushed RSP, and RSP by LEA: 16
+	shl rax, 8
+	sub rdx, rbx            ; .. by LEA and by MOV: 8
+	add rax, rdx
+	shl rax, 8
+	add rax, rcx            ; .. by MOV, and at last: 24
+	CHECK "the stack pointer is seen in a row of pushes", 0x100818
+
+	mov qword [FAULT_VECTOR], -1
+	mov qword [FAULT_RESUME], .no_quotient
+	mov esp, B + 0x800
+	xor eax, eax
+	xor ebx, ebx
+	push rax
+	xor edx, edx
+	push rbx
+	mov ecx, eax
+	push rcx
+	div ecx
+	push rcx
+	push rcx
+.no_quotient: mov rax, rsp
+	mov rsp, rbp
+	mov qword [FAULT_RESUME], 0
+	sub rax, B + 0x800 - 64
+	add rax, [FAULT_VECTOR]
+	CHECK "as its fault sees it", 64 - 24
+
+	mov esp, B + 0x800
+	mov ecx, 1
+	mov edx, cs
+	push rax
+	push rcx
+	jrcxz .not_taken
+	push rdx
+	push .returned
+	o64 retf
+.not_taken:	push rax
+.returned:	push rax
+	push rcx
+	cpuid
+	pop rcx
+	push rcx
+	pushfq
+	mov rax, rsp
+	mov rsp, rbp
+	sub rax, B + 0x800 - 64
+	CHECK "as what leaves the block sees it", 64 - 40
+
+	mov esp, B + 0x800
+	mov eax, 3
+	push rax
+	mov ebx, 4
+	push rbx
+	call .callee
+	pop rdx
+	mov rcx, rsp
+	push rcx
+	push rbx
+	mov edx, eax
+	call .callee2
+	mov rax, rsp
+	mov rsp, rbp
+	sub rax, B + 0x800 - 64
+	shl rax, 8
+	add rax, rdx
+	CHECK "calls in a row", (64 - 8) << 8 | 10
+	jmp .onto_itself
+.callee: pop rcx
+	pop rdx
+	push rdx
+	push rcx
+	lea eax, [rdx + 3]
+	ret
+.callee2: push rdx
+	add rdx, 3
+	push rdx
+	pop rdx
+	pop rcx
+	ret 16
+
+.onto_itself: mov esp, B + 0x800
+	mov edx, B + 0x700
+	push rax
+	push rdx
+	push rdx
+	pop rcx
+	pop rsp
+	push rax
+	push rsp
+	pop rax
+	mov rsp, rbp
+	sub rax, B
+	CHECK "popped itself", 0x6f8
 	ret
 END_GUEST
