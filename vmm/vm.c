@@ -468,6 +468,7 @@ int vm_create(struct vm **out, const struct vm_options *options, struct error *e
 	vm->config = options->config;
 	vm->log = options->log;
 	vm->engine = options->engine;
+	spin_room_init(&vm->spin_room);
 	vm->topology = *topology;
 	vm->memory.fd = -1;
 	for (unsigned i = 0; i < topology->cpus; i++) {

@@ -20,6 +20,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/loop.h"
+#include "base/spin.h"
 #include "base/vclock.h"
 #include "bus/io.h"
 #include "bus/irq.h"
@@ -107,6 +108,7 @@ struct vm {
 	bool x2apic;	 /* local APICs start in x2APIC mode, and CPUID shows that they can */
 
 	_Atomic uint64_t notifications; /* OUT to port 0x488 */
+	struct spin_room spin_room;	/* of all its threads */
 
 	struct vm_private *priv; /* vm.c's: requests, pause rendezvous, pins */
 };

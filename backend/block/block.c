@@ -213,7 +213,8 @@ static bool aligned(const struct block *block, const struct block_request *reque
 	return true;
 }
 
-void block_submit(struct block *block, struct block_request *request)
+/* Counts it as under way. */
+static void begin(struct block *block, struct block_request *request)
 {
 	request->next = NULL;
 	request->progress = 0;
@@ -223,11 +224,40 @@ void block_submit(struct block *block, struct block_request *request)
 	pthread_mutex_lock(&block->lock);
 	block->busy++;
 	pthread_mutex_unlock(&block->lock);
+}
+
+static void hand_on(struct block *block, struct block_request *request)
+{
 	if (request->error == 0 && block->uring != NULL && request->op <= BLOCK_FLUSH &&
 	    request->iovs <= SLICE_IOVS && aligned(block, request))
 		uring_submit(block->uring, request);
 	else
 		pool_queue(block, request);
+}
+
+void block_submit(struct block *block, struct block_request *request)
+{
+	begin(block, request);
+	hand_on(block, request);
+}
+
+void block_run(struct block *block, struct block_request *request)
+{
+	begin(block, request);
+	if (request->error == 0 && !block->overlay && file_run(block, request))
+		block_complete(block, request, 0);
+	else
+		hand_on(block, request);
+}
+
+bool block_attend(struct block *block, int eventfd)
+{
+	return block->uring != NULL && uring_attend(block->uring, eventfd);
+}
+
+bool block_poll(struct block *block)
+{
+	return block->uring != NULL && uring_poll(block->uring);
 }
 
 void block_kick(struct block *block)

@@ -51,8 +51,8 @@ struct block_request {
 	 * valid until `done`. */
 	const struct iovec *iov;
 	unsigned iovs;
-	/* Called once for each block_submit(), on a thread of the back end, with no lock held; never from within
-	 * block_submit() or block_kick(). error: 0; -EIO, -ENOSPC, -EROFS, -EINVAL, -EOPNOTSUPP (a discard that the host
+	/* Called once for each block_submit() or block_run(), with no lock held, on a thread of the back end or of
+	 * whoever calls block_poll() or block_run(); never from within block_submit() or block_kick(). error: 0; -EIO, -ENOSPC, -EROFS, -EINVAL, -EOPNOTSUPP (a discard that the host
 	 * or `nodelete` refuses) ...; -ECANCELED. It may submit again. On an error the memory of a read holds anything.
 	 * For what a guest should see: all of them are I/O errors but -EOPNOTSUPP, "unsupported". The back end has
 	 * logged a line, limited in rate. */
@@ -88,6 +88,20 @@ const char *block_path(const struct block *block); /* as the user wrote it */
 void block_submit(struct block *block, struct block_request *request);
 /* Starts what was queued: once after a batch. Any thread, under the device's lock. */
 void block_kick(struct block *block);
+
+/* block_submit(), but what takes no more than a copy to or from the host's page cache is done at once, on this thread, which
+ * costs less than telling another. A small write may wait for the host (it makes a process wait that writes faster than its
+ * disk): then those of the next moments take the other way. Without a lock; `done` may be called within. */
+void block_run(struct block *block, struct block_request *request);
+
+/* For a caller with a thread of its own, to spare its requests a wake-up each: from now on completions are told by adding
+ * to this eventfd, and the caller takes them by block_poll(), until block_close(); it must go on with that during
+ * block_drain() and block_cancel(). Some still end on the back end's own threads. False: there is nothing to tell, all of
+ * them do. Before the first request. */
+bool block_attend(struct block *block, int eventfd);
+/* Calls `done` for what is complete. False: nothing was. On one thread, always the same; without a lock. Costs next to
+ * nothing if nothing is complete. */
+bool block_poll(struct block *block);
 
 /* Returns when nothing is under way: every `done` has returned. For quiesce. Not from `done`, not under the
  * device's lock; nothing may be submitted meanwhile (but by `done`). */

@@ -16,12 +16,18 @@
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "backend/block/internal.h"
 
 #define BOUNCE_SIZE (256u << 10)
 #define LOCK_PATIENCE_MS 5000
+#define RUN_MAX \
+	(64u << 10) /* file_run(): more is better told to the kernel, which may use another CPU */
+#define RUN_PAGE 4096
+#define RUN_PATIENCE_NS 1000000u
+#define RUN_PAUSE_NS 100000000u
 #define SECTOR_MAX (64u << 10)
 
 unsigned iov_slice(const struct block_request *request, uint64_t skip, uint64_t length,
@@ -132,6 +138,50 @@ int file_transfer(struct block *block, int fd, const struct block_request *reque
 		length -= (uint64_t)n;
 	}
 	return 0;
+}
+
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* ext4 has no buffered write that would not wait. So it may wait, but not soon again. A part of a page might have to be
+ * read first. */
+static ssize_t write_small(struct block *block, const struct block_request *request)
+{
+	const off_t offset = (off_t)request->offset;
+	uint64_t began = now_ns(), took;
+	ssize_t n = -1;
+
+	if (!block->no_nowait) {
+		n = pwritev2(block->fd, request->iov, (int)request->iovs, offset, RWF_NOWAIT);
+		block->no_nowait = n < 0 && errno == EOPNOTSUPP;
+	}
+	if (!block->no_nowait || (request->offset | request->length) % RUN_PAGE ||
+	    began < block->run_after)
+		return n;
+	n = pwritev(block->fd, request->iov, (int)request->iovs, offset);
+	took = now_ns() - began;
+	if (took > RUN_PATIENCE_NS)
+		block->run_after = began + took + RUN_PAUSE_NS;
+	return n;
+}
+
+bool file_run(struct block *block, const struct block_request *request)
+{
+	ssize_t n = -1;
+
+	if (block->nocache || request->length > RUN_MAX || request->iovs > SLICE_IOVS)
+		return false;
+	if (request->op == BLOCK_READ)
+		n = preadv2(block->fd, request->iov, (int)request->iovs, (off_t)request->offset,
+			    RWF_NOWAIT);
+	else if (request->op == BLOCK_WRITE && !block->sync)
+		n = write_small(block, request);
+	return n >= 0 && (uint64_t)n == request->length;
 }
 
 static int write_zeroes(struct block *block, int fd, uint64_t offset, uint64_t length)

@@ -31,8 +31,12 @@ struct block {
 	struct log *log;
 	struct block_fault fault;
 	_Atomic int flush_error; /* sticky, negative */
-	struct overlay *overlay; /* NULL: none */
-	struct uring *uring;	 /* NULL: threads only */
+	/* block_run(): */
+	_Atomic bool
+		no_nowait; /* writes that would not wait are not to be had of this file system */
+	_Atomic uint64_t run_after; /* ns of CLOCK_MONOTONIC; until then no writes that may wait */
+	struct overlay *overlay;    /* NULL: none */
+	struct uring *uring;	    /* NULL: threads only */
 
 	pthread_mutex_t lock;
 	pthread_cond_t work, idle;
@@ -55,6 +59,8 @@ unsigned iov_slice(const struct block_request *request, uint64_t skip, uint64_t 
 		   struct iovec *out, unsigned max, uint64_t *got);
 /* One request on the file (or the overlay), from request->progress on: 0 or -errno. */
 int file_execute(struct block *block, struct block_request *request);
+/* A read or write in the page cache alone: true, and it is done; false: it is for others, and nothing was done. */
+bool file_run(struct block *block, const struct block_request *request);
 int file_open(struct block *block, const char *sectors, struct error *err);
 /* All `length` bytes of the request's memory from `skip` on, against fd at `offset`. */
 int file_transfer(struct block *block, int fd, const struct block_request *request, bool write,
@@ -68,6 +74,9 @@ int uring_create(struct uring **out, struct block *block, struct error *err);
 void uring_destroy(struct uring *uring);
 void uring_submit(struct uring *uring, struct block_request *request); /* read, write or flush */
 void uring_kick(struct uring *uring);
+/* Completions are for uring_poll() from now on; `eventfd` tells of them. False: the kernel does not. */
+bool uring_attend(struct uring *uring, int eventfd);
+bool uring_poll(struct uring *uring);
 /* What the kernel was not told of yet; it is out of the list. */
 struct block_request *uring_take_waiting(struct uring *uring);
 

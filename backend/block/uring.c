@@ -1,9 +1,10 @@
 /*
  * Reads, writes and flushes by io_uring(7). Whoever submits fills the ring under its lock; one thread takes the
- * completions. What the ring has no room for waits in a list; what the kernel did only in part goes on in the pool.
+ * completions, the reaper or the caller's own (block_attend()). What the ring has no room for waits in a list; what the kernel did only in part goes on in the pool.
  */
 #include <errno.h>
 #include <liburing.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,9 +16,10 @@ struct uring {
 	struct block *block;
 	struct io_uring ring;
 	pthread_t reaper;
-	pthread_mutex_t lock; /* submission */
-	unsigned in_flight;   /* entries used and not completed, at most RING_ENTRIES */
-	unsigned unsent;      /* of these, not yet told to the kernel */
+	_Atomic bool attended; /* there is no reaper */
+	pthread_mutex_t lock;  /* submission */
+	unsigned in_flight;    /* entries used and not completed, at most RING_ENTRIES */
+	unsigned unsent;       /* of these, not yet told to the kernel */
 	struct block_request *head, **tail;
 };
 
@@ -113,28 +115,73 @@ static void complete(struct uring *uring, struct block_request *request, int res
 		block_complete(block, request, 0);
 }
 
+/* False: it was the one that means the end. */
+static bool take(struct uring *uring, struct io_uring_cqe *cqe)
+{
+	struct block_request *request = io_uring_cqe_get_data(cqe);
+	int result = cqe->res;
+
+	io_uring_cqe_seen(&uring->ring, cqe);
+	pthread_mutex_lock(&uring->lock);
+	uring->in_flight--;
+	send_all(uring);
+	pthread_mutex_unlock(&uring->lock);
+	if (request == NULL)
+		return false;
+	complete(uring, request, result);
+	return true;
+}
+
 static void *reap(void *arg)
 {
 	struct uring *uring = arg;
 	struct io_uring_cqe *cqe;
 
 	for (;;) {
-		struct block_request *request;
-		int result;
-
 		if (io_uring_wait_cqe(&uring->ring, &cqe) != 0)
 			continue; /* EINTR */
-		request = io_uring_cqe_get_data(cqe);
-		result = cqe->res;
-		io_uring_cqe_seen(&uring->ring, cqe);
-		pthread_mutex_lock(&uring->lock);
-		uring->in_flight--;
-		send_all(uring);
-		pthread_mutex_unlock(&uring->lock);
-		if (request == NULL)
+		if (!take(uring, cqe))
 			return NULL;
-		complete(uring, request, result);
 	}
+}
+
+bool uring_poll(struct uring *uring)
+{
+	struct io_uring_cqe *cqe;
+	unsigned n = 0;
+
+	if (!uring->attended)
+		return false; /* what is there is the reaper's */
+	while (n < RING_ENTRIES && io_uring_peek_cqe(&uring->ring, &cqe) == 0) {
+		take(uring, cqe);
+		n++;
+	}
+	return n > 0;
+}
+
+/* With nothing under way. */
+static void end_reaper(struct uring *uring)
+{
+	struct io_uring_sqe *sqe;
+
+	pthread_mutex_lock(&uring->lock);
+	sqe = io_uring_get_sqe(&uring->ring);
+	io_uring_prep_nop(sqe);
+	io_uring_sqe_set_data(sqe, NULL); /* no request: the end */
+	uring->in_flight++;
+	uring->unsent++;
+	send_all(uring);
+	pthread_mutex_unlock(&uring->lock);
+	pthread_join(uring->reaper, NULL);
+}
+
+bool uring_attend(struct uring *uring, int eventfd)
+{
+	if (io_uring_register_eventfd(&uring->ring, eventfd) != 0)
+		return false;
+	end_reaper(uring);
+	uring->attended = true;
+	return true;
 }
 
 int uring_create(struct uring **out, struct block *block, struct error *err)
@@ -165,19 +212,10 @@ int uring_create(struct uring **out, struct block *block, struct error *err)
 
 void uring_destroy(struct uring *uring)
 {
-	struct io_uring_sqe *sqe;
-
 	if (uring == NULL)
 		return;
-	pthread_mutex_lock(&uring->lock);
-	sqe = io_uring_get_sqe(&uring->ring);
-	io_uring_prep_nop(sqe);
-	io_uring_sqe_set_data(sqe, NULL); /* no request: the end */
-	uring->in_flight++;
-	uring->unsent++;
-	send_all(uring);
-	pthread_mutex_unlock(&uring->lock);
-	pthread_join(uring->reaper, NULL);
+	if (!uring->attended)
+		end_reaper(uring);
 	io_uring_queue_exit(&uring->ring);
 	pthread_mutex_destroy(&uring->lock);
 	free(uring);

@@ -3,11 +3,12 @@
  * several queues; block size and topology of the image. Without VIRTIO_BLK_F_FLUSH every write is flushed before it
  * completes (5.2.6.2). Left out: secure erase, lifetime, geometry, CONFIG_WCE, zoned devices.
  *
- * One worker serves all queues: it only takes requests and hands them to the back end, which does them in the kernel
- * (io_uring) or on threads of its own, many at a time and whichever queue they came by, and each completes on a thread of
- * the back end's, in the queue and with the MSI-X vector that it came by. More workers would contend for the device's lock
- * and split the batches in which requests are submitted. So a guest's queues keep its CPUs out of each other's way,
- * which is what they are for, and cost no threads here.
+ * One worker serves all queues: what the host's page cache can answer it does at once, all else it hands to the back end,
+ * which does it in the kernel (io_uring) or on threads of its own, many at a time and whichever queue they came by. What
+ * the kernel has done the worker takes itself, so that a request wakes one thread, or none while that looks for work. Each
+ * completes in the queue and with the MSI-X vector that it came by; interrupts are asked for after a few. More workers would
+ * contend for the device's lock and split the batches in which requests are submitted. So a guest's queues keep its CPUs out
+ * of each other's way, which is what they are for, and cost no threads here.
  *
  * Keys: those of backend/block/block.h; ser=TEXT, the serial number (20 characters); queues=N; bootindex=N, kept for the
  * firmware.
@@ -24,7 +25,8 @@
 #define BLK_QUEUE_SIZE 128
 #define BLK_SECTOR 512
 #define BLK_ID_LEN 20
-#define BLK_ROUNDS 16 /* of looking into a queue before another may have the worker */
+#define BLK_BATCH 16  /* requests between two looks at what has ended */
+#define BLK_ROUNDS 64 /* of looking into a queue before another may have the worker */
 
 #define BLK_F_SEG_MAX (1ull << 2)
 #define BLK_F_RO (1ull << 5)
@@ -87,6 +89,7 @@ struct blk {
 	char id[BLK_ID_LEN + 1];
 	pthread_mutex_t lock; /* of the free lists; innermost */
 	struct blk_request *pool[BLK_QUEUES], *free[BLK_QUEUES];
+	unsigned unsignalled; /* queues; the worker's */
 };
 
 static const struct device_class blk_class;
@@ -125,7 +128,17 @@ static void request_end(struct blk_request *req, enum blk_status status, uint64_
 	virtio_chain_write(&req->chain, req->chain.writable_len - 1, &byte, 1);
 	virtqueue_push(vq, &req->chain, data + 1);
 	request_give(req->blk, vq->index, req);
-	virtqueue_signal(vq);
+	if (pthread_equal(pthread_self(), req->blk->dev.worker[0].thread))
+		req->blk->unsignalled |= 1u << vq->index;
+	else
+		virtqueue_signal(vq);
+}
+
+/* On the worker, after some requests. */
+static void signal_all(struct blk *blk)
+{
+	for (; blk->unsignalled; blk->unsignalled &= blk->unsignalled - 1)
+		virtqueue_signal(&blk->dev.queue[__builtin_ctz(blk->unsignalled)]);
 }
 
 static void request_done(struct block_request *block, int error)
@@ -163,7 +176,7 @@ static void request_submit(struct blk_request *req, enum block_op op, uint64_t s
 	req->block.iov = req->iov;
 	req->block.done = request_done;
 	req->block.arg = req;
-	block_submit(req->blk->block, &req->block);
+	block_run(req->blk->block, &req->block);
 }
 
 static void request_read(struct blk_request *req, uint64_t sector)
@@ -268,7 +281,7 @@ static void request_begin(struct blk_request *req)
 /* True: there may be more. */
 static bool queue_serve(struct blk *blk, struct virtqueue *vq)
 {
-	for (unsigned i = 0; i < BLK_QUEUE_SIZE; i++) {
+	for (unsigned i = 0; i < BLK_BATCH; i++) {
 		struct blk_request *req = request_take(blk, vq->index);
 
 		if (!req)
@@ -291,9 +304,20 @@ static void blk_notify(struct virtio_device *dev, unsigned queue)
 	for (unsigned i = 0; i < BLK_ROUNDS && more; i++) {
 		more = queue_serve(blk, vq);
 		block_kick(blk->block);
+		block_poll(blk->block);
+		signal_all(blk);
 	}
 	if (more)
 		virtio_kick(dev, queue);
+}
+
+static bool blk_poll(struct virtio_device *dev)
+{
+	struct blk *blk = (struct blk *)dev;
+	bool any = block_poll(blk->block);
+
+	signal_all(blk);
+	return any;
 }
 
 static void blk_stop(struct virtio_device *dev, bool discard)
@@ -304,12 +328,16 @@ static void blk_stop(struct virtio_device *dev, bool discard)
 		block_cancel(blk->block);
 	else
 		block_drain(blk->block);
+	/* The worker may have ended the last ones and not have come to that. */
+	for (unsigned q = 0; q < dev->queues; q++)
+		virtqueue_signal(&dev->queue[q]);
 }
 
 static const struct virtio_type blk_type = {
 	.type = VIRTIO_TYPE_BLOCK,
 	.cls = 0x01, /* mass storage, SCSI, as bhyve says it */
 	.notify = blk_notify,
+	.poll = blk_poll,
 	.stop = blk_stop,
 };
 
@@ -425,11 +453,16 @@ static int blk_set_up(struct blk *blk, struct config *config, struct error *err)
 		return rc;
 	blk->dev.queues = (unsigned)queues;
 	blk->dev.workers = 1;
+	blk->dev.worker[0].eager = true;
 	for (unsigned q = 0; q < queues; q++)
 		blk->dev.queue_max[q] = BLK_QUEUE_SIZE;
 	set_config(blk);
 	rc = make_requests(blk, err);
-	return rc ? rc : virtio_init(&blk->dev, config, err);
+	if (!rc)
+		rc = virtio_init(&blk->dev, config, err);
+	if (!rc)
+		block_attend(blk->block, blk->dev.worker[0].doorbell);
+	return rc;
 }
 
 static int blk_create(struct vm *vm, struct config *config, struct device **out, struct error *err)

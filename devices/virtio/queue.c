@@ -267,13 +267,31 @@ void virtqueue_signal(struct virtqueue *vq)
 	pthread_mutex_unlock(&vq->dev->device.lock);
 }
 
-void virtqueue_want_notify(struct virtqueue *vq, bool wanted)
+void virtqueue_want_notify_locked(struct virtqueue *vq, bool wanted)
 {
-	pthread_mutex_lock(&vq->dev->device.lock);
 	vq->wanted = wanted;
 	if (queue_live(vq))
 		tell_wanted(vq);
+}
+
+void virtqueue_want_notify(struct virtqueue *vq, bool wanted)
+{
+	pthread_mutex_lock(&vq->dev->device.lock);
+	virtqueue_want_notify_locked(vq, wanted);
 	pthread_mutex_unlock(&vq->dev->device.lock);
+}
+
+void virtqueue_watch(struct virtqueue *vq)
+{
+	vq->watch = vq->avail ? vq->avail + 2 : NULL;
+	if (vq->watch)
+		vq->seen = ring_load(vq->watch);
+}
+
+/* The guest's memory stays where it is; what it holds after the queue was moved or disabled is worth a look at most. */
+bool virtqueue_moved(const struct virtqueue *vq)
+{
+	return vq->watch && ring_load(vq->watch) != vq->seen;
 }
 
 bool virtqueue_ready(struct virtqueue *vq)

@@ -164,8 +164,8 @@ static void worker_post(struct virtio_worker *worker, uint64_t bits)
 {
 	const uint64_t post = WORKER_POST;
 
-	/* Who finds bits there has rung, or the worker is about to look. */
-	if (atomic_fetch_or(&worker->pending, bits) == 0 &&
+	/* Who finds bits there has rung, or the worker is about to look. It says that it is asleep, then looks once more. */
+	if (atomic_fetch_or(&worker->pending, bits) == 0 && atomic_load(&worker->asleep) &&
 	    write(worker->doorbell, &post, sizeof(post)) < 0)
 		return; /* the counter of an eventfd does not fill up */
 }
@@ -204,6 +204,10 @@ static void worker_notify(struct virtio_worker *worker, unsigned queue)
 		pthread_cond_wait(&dev->idle, &dev->device.lock);
 	go = queue_runs(dev, queue); /* if not: whoever starts the device kicks every queue */
 	worker->busy = go;
+	if (go)
+		virtqueue_watch(&dev->queue[queue]);
+	else
+		dev->queue[queue].watch = NULL;
 	pthread_mutex_unlock(&dev->device.lock);
 	if (go)
 		run_notify(worker, queue);
@@ -235,18 +239,83 @@ static uint64_t worker_queues(const struct virtio_worker *worker)
 	return bits;
 }
 
+/* Is there something to do? Queues in which the driver went on are put into `pending`. */
+static bool work_found(void *arg)
+{
+	struct virtio_worker *worker = arg;
+	struct virtio_device *dev = worker->dev;
+	uint64_t moved = 0;
+	bool ended = worker == dev->worker && dev->type->poll && dev->type->poll(dev);
+
+	for (uint64_t bits = worker->eager ? worker_queues(worker) : 0; bits; bits &= bits - 1) {
+		unsigned q = (unsigned)__builtin_ctzll(bits);
+
+		if (virtqueue_moved(&dev->queue[q]))
+			moved |= 1ull << q;
+	}
+	if (moved)
+		atomic_fetch_or(&worker->pending, moved);
+	return ended || atomic_load(&worker->pending) != 0;
+}
+
+/* 2.7.10: while the worker looks by itself the driver need not leave the guest to notify. */
+static void worker_want_notify(struct virtio_worker *worker, bool wanted)
+{
+	struct virtio_device *dev = worker->dev;
+
+	pthread_mutex_lock(&dev->device.lock);
+	for (uint64_t bits = worker_queues(worker); bits; bits &= bits - 1) {
+		struct virtqueue *vq = &dev->queue[__builtin_ctzll(bits)];
+
+		if (vq->wanted != wanted)
+			virtqueue_want_notify_locked(vq, wanted);
+	}
+	pthread_mutex_unlock(&dev->device.lock);
+}
+
+/* True: there is work. */
+static bool worker_look(struct virtio_worker *worker)
+{
+	bool found;
+
+	if (!worker->eager)
+		return work_found(worker);
+	if (worker->spin.window > 0)
+		worker_want_notify(worker, false);
+	found = spin_wait(&worker->spin, &worker->dev->device.vm->spin_room, work_found, worker);
+	if (found)
+		return true;
+	/* A driver that had not yet been told is seen by the look that is still to come. */
+	worker_want_notify(worker, true);
+	return false;
+}
+
+/* Until there is work; false: the worker is to end. A doorbell that the engine serves says only that somebody rang; an
+ * eager worker sees for itself who it was. */
+static bool worker_sleep(struct virtio_worker *worker)
+{
+	bool ok = true;
+
+	atomic_store(&worker->asleep, true);
+	while (ok && !work_found(worker)) {
+		uint64_t count = 0;
+
+		ok = read(worker->doorbell, &count, sizeof(count)) >= 0 || errno == EINTR;
+		if (count % WORKER_POST && !worker->eager)
+			atomic_fetch_or(&worker->pending, worker_queues(worker));
+	}
+	atomic_store(&worker->asleep, false);
+	spin_slept(&worker->spin);
+	return ok;
+}
+
 static void *worker_main(void *arg)
 {
 	struct virtio_worker *worker = arg;
-	uint64_t bits, count;
+	uint64_t bits;
 
-	while (!(atomic_load(&worker->pending) & WORKER_STOP)) {
-		count = 0;
-		if (read(worker->doorbell, &count, sizeof(count)) < 0 && errno != EINTR)
-			break;
+	while (worker_look(worker) || worker_sleep(worker)) {
 		bits = atomic_exchange(&worker->pending, 0);
-		if (count % WORKER_POST)
-			bits |= worker_queues(worker);
 		if (bits & WORKER_STOP)
 			break;
 		for (; bits; bits &= bits - 1)

@@ -29,6 +29,7 @@
 #include <stdatomic.h>
 #include <sys/uio.h>
 
+#include "base/spin.h"
 #include "bus/pci.h"
 #include "vmm/device.h"
 #include "vmm/vm.h"
@@ -76,6 +77,9 @@ struct virtio_type {
 	void (*start)(struct virtio_device *dev);
 	/* There may be something in a queue. On the queue's worker, without a lock. */
 	void (*notify)(struct virtio_device *dev, unsigned queue);
+	/* Ends requests that are done, if any: true. On worker 0, without a lock, whenever it looks for work or its doorbell
+	 * (dev->worker[0].doorbell) was rung, parked or not. The worker has to be an eager one. May be NULL. */
+	bool (*poll)(struct virtio_device *dev);
 	/* When it returns, every chain that was popped was pushed, and none of the device's own threads touches a queue
 	 * until `start`. The workers are parked already. With `discard` the driver resets the device: what has not begun
 	 * need not be done. May be called when not started. Without a lock. May be NULL. */
@@ -139,6 +143,9 @@ struct virtqueue {
 	unsigned size;
 	uint64_t used_gpa;
 	bool wanted; /* virtqueue_want_notify() */
+	/* An eager worker's: the index of the ring that it looks at (NULL: none), and what it was before `notify`. */
+	const uint8_t *watch;
+	uint16_t seen;
 };
 
 struct virtio_worker {
@@ -146,7 +153,12 @@ struct virtio_worker {
 	pthread_t thread;
 	int doorbell;		  /* eventfd */
 	_Atomic uint64_t pending; /* a bit for each queue that was notified, and WORKER_* */
+	_Atomic bool asleep;	  /* the doorbell has to be rung */
 	bool made, busy; /* busy: somebody is inside `notify` for it; under the device's lock */
+	/* Set by the device, before virtio_init(): the worker looks at all of its queues for a while before it sleeps
+	 * (base/spin.h), and drivers need not notify meanwhile. Not for queues in which buffers wait to be filled. */
+	bool eager;
+	struct spin spin;
 };
 
 struct virtio_device {

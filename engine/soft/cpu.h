@@ -43,6 +43,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/spin.h"
 #include "vmm/x86.h"
 
 struct insn;
@@ -295,6 +296,8 @@ struct soft_cpu {
 
 	/* Asynchronous requests, any thread sets them and then stores run_ok = 0. */
 	_Atomic uint32_t requests;
+	_Atomic bool asleep; /* in HLT, and has to be woken for a request */
+	struct spin spin;    /* of HLT */
 
 	struct soft_vm *svm;
 	struct vcpu *vcpu;

@@ -278,7 +278,9 @@ void cache_invalidate(struct soft_vm *svm, uint64_t gpa, uint64_t len)
 void soft_wake(struct soft_cpu *cpu, uint32_t request)
 {
 	soft_request(cpu, request);
-	soft_futex(&cpu->requests, FUTEX_WAKE, 1);
+	/* It says that it is asleep, then looks at the requests; here it is the other way round. */
+	if (atomic_load(&cpu->asleep))
+		soft_futex(&cpu->requests, FUTEX_WAKE, 1);
 }
 
 /* ---- safepoints --------------------------------------------------------------------------------------- */

@@ -410,12 +410,22 @@ static enum soft_next take_requests(struct soft_cpu *cpu)
 	return NEXT_GO;
 }
 
+static bool is_requested(void *arg)
+{
+	return atomic_load(&((struct soft_cpu *)arg)->requests) != 0;
+}
+
 /* HLT, or wait for SIPI: until somebody asks for something. */
 static void wait_for_request(struct soft_cpu *cpu)
 {
 	safepoint_leave(cpu);
-	while (!atomic_load(&cpu->requests))
-		soft_futex(&cpu->requests, FUTEX_WAIT, 0);
+	if (!spin_wait(&cpu->spin, &cpu->svm->vm->spin_room, is_requested, cpu)) {
+		atomic_store(&cpu->asleep, true);
+		while (!is_requested(cpu))
+			soft_futex(&cpu->requests, FUTEX_WAIT, 0);
+		atomic_store(&cpu->asleep, false);
+		spin_slept(&cpu->spin);
+	}
 	safepoint_enter(cpu);
 }
 

@@ -125,6 +125,7 @@ struct fixture *fixture_create(void)
 	vm->engine = &engine_stub;
 	vm->topology = (struct topology){.cpus = 1, .sockets = 1, .cores = 1, .threads = 1};
 	ok(loop_create(&vm->loop, &err), &err);
+	spin_room_init(&vm->spin_room);
 	ok(vclock_create(&vm->clock, vm->loop, &err), &err);
 	assert_int_equal(io_bus_init(&vm->pio, "port", 0xffff), 0);
 	assert_int_equal(io_bus_init(&vm->mmio, "memory", (1ull << 52) - 1), 0);

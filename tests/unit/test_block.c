@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -619,6 +620,112 @@ static void test_sectors(void **state)
 	unlink(path);
 }
 
+/* --- requests at once, and completions that the caller takes ----------------------------------------- */
+
+static int run_at_once(struct block *block, enum block_op op, uint64_t offset, void *bytes,
+		       size_t length, bool *at_once)
+{
+	struct waiter w = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, 0};
+	struct iovec iov = {bytes, length};
+	struct block_request request = {.op = op,
+					.offset = offset,
+					.length = length,
+					.iov = &iov,
+					.iovs = op == BLOCK_FLUSH ? 0 : 1,
+					.done = done,
+					.arg = &w};
+
+	block_run(block, &request);
+	*at_once = w.done == 1;
+	block_drain(block);
+	assert_int_equal(w.done, 1);
+	return w.error;
+}
+
+/* Whatever way it goes, the result is the same. */
+static void test_run(void **state)
+{
+	static const char *const ways[] = {"aio=threads",   "aio=auto", "snapshot=on",
+					   "test=volatile", "sync",	"fault=write:EIO:3:1"};
+	static uint8_t from[8192], to[8192];
+	char path[64];
+
+	(void)state;
+	fill(from, sizeof(from), 11);
+	for (unsigned i = 0; i < sizeof(ways) / sizeof(ways[0]); i++) {
+		bool cached = i < 2 || i == 5, at_once;
+		struct block *block;
+
+		make_image(path, SIZE);
+		block = open_ok(path, ways[i]);
+		assert_int_equal(run_at_once(block, BLOCK_WRITE, 4096, from, 8192, &at_once), 0);
+		if (!cached)
+			assert_false(at_once);
+		assert_int_equal(run_at_once(block, BLOCK_WRITE, 512, from + 512, 512, &at_once),
+				 0);
+		assert_int_equal(run_at_once(block, BLOCK_FLUSH, 0, NULL, 0, &at_once), 0);
+		assert_false(at_once);
+		assert_int_equal(run_at_once(block, BLOCK_READ, 4096, to, 8192, &at_once), 0);
+		assert_memory_equal(from, to, sizeof(to));
+		assert_int_equal(run_at_once(block, BLOCK_READ, 512, to, 512, &at_once), 0);
+		assert_memory_equal(from + 512, to, 512);
+		assert_int_equal(run_at_once(block, BLOCK_WRITE, SIZE, from, 4096, &at_once),
+				 -EINVAL);
+		assert_int_equal(run_at_once(block, BLOCK_WRITE, 0, from, 4096, &at_once),
+				 i == 5 ? -EIO : 0);
+		block_close(block);
+		unlink(path);
+	}
+}
+
+/* `done` comes out of block_poll(), and the eventfd says when. */
+static void test_attend(void **state)
+{
+	static uint8_t from[1 << 20], to[1 << 20];
+	struct waiter w = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, 0};
+	struct iovec iov[2] = {{from, sizeof(from)}, {to, sizeof(to)}};
+	struct block_request request = {.length = sizeof(from), .iovs = 1, .done = done, .arg = &w};
+	int fd = eventfd(0, EFD_CLOEXEC);
+	struct block *block;
+	uint64_t count;
+	char path[64];
+
+	(void)state;
+	make_image(path, SIZE);
+	block = open_ok(path, "aio=threads");
+	assert_false(block_attend(block, fd));
+	assert_false(block_poll(block));
+	block_close(block);
+	block = open_ok(path, "aio=auto");
+	if (!block_attend(block, fd)) {
+		block_close(block);
+		unlink(path);
+		close(fd);
+		skip();
+	}
+	fill(from, sizeof(from), 5);
+	for (unsigned i = 0; i < 3; i++) {
+		static const enum block_op ops[] = {BLOCK_WRITE, BLOCK_FLUSH, BLOCK_READ};
+
+		request.op = ops[i];
+		request.length = i == 1 ? 0 : sizeof(from);
+		request.iovs = i == 1 ? 0 : 1;
+		request.iov = &iov[i == 2];
+		block_run(block, &request);
+		block_kick(block);
+		while (w.done == i) {
+			assert_int_equal(read(fd, &count, sizeof(count)), sizeof(count));
+			block_poll(block);
+		}
+		assert_int_equal(w.error, 0);
+	}
+	assert_memory_equal(from, to, sizeof(to));
+	assert_false(block_poll(block));
+	block_close(block);
+	unlink(path);
+	close(fd);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -634,6 +741,8 @@ int main(void)
 		cmocka_unit_test(test_cancel),
 		cmocka_unit_test(test_refusals),
 		cmocka_unit_test(test_sectors),
+		cmocka_unit_test(test_run),
+		cmocka_unit_test(test_attend),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

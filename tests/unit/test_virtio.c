@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -569,6 +570,109 @@ static void msi_instead_of_msix(void **state)
 	await_msis(d, 2);
 }
 
+/* --- workers that look before they sleep --------------------------------------------------------------- */
+
+/* A read of a sector, by a driver that notifies only when it is asked to (2.7.10). */
+static void quiet_request(struct driver *d, bool event_idx)
+{
+	uint16_t old = d->avail[0], event = 0, flags = 0;
+
+	offer(d, 0, 1);
+	atomic_thread_fence(memory_order_seq_cst);
+	peek(d, USED, &flags, 2);
+	peek(d, USED + 4 + 8 * SIZE, &event, 2);
+	if (event_idx ? (uint16_t)(d->avail[0] - event - 1) < (uint16_t)(d->avail[0] - old)
+		      : !(flags & 1))
+		notify(d);
+}
+
+static void await_quietly(struct driver *d)
+{
+	uint16_t used;
+	time_t end = time(NULL) + WAIT_MS / 1000;
+
+	d->used[0]++;
+	for (unsigned i = 1;; i++) {
+		peek(d, USED + 2, &used, 2);
+		if (used == d->used[0] || time(NULL) >= end)
+			break;
+		if (i % 1024 == 0)
+			usleep(50); /* the worker may want this CPU */
+	}
+	assert_int_equal(used, d->used[0]);
+}
+
+static void wait_us(unsigned us)
+{
+	struct timespec from, now;
+
+	clock_gettime(CLOCK_MONOTONIC, &from);
+	do
+		clock_gettime(CLOCK_MONOTONIC, &now);
+	while ((now.tv_sec - from.tv_sec) * 1000000 + (now.tv_nsec - from.tv_nsec) / 1000 < us);
+}
+
+static void bring_up_reader(struct driver *d, bool event_idx)
+{
+	const uint64_t header[2] = {0, 0};
+
+	bring_up(d, VIRTIO_F_VERSION_1 | 1 << 9 | (event_idx ? VIRTIO_F_EVENT_IDX : 0));
+	poke(d, BUFFER, header, sizeof(header));
+	descriptor(d, DESC, 0, BUFFER, 16, 1, 1);
+	descriptor(d, DESC, 1, BUFFER + 0x1000, 512, 3, 2);
+	descriptor(d, DESC, 2, BUFFER + 0x100, 1, 2, 0);
+}
+
+/* Requests meet the worker while it looks, as it goes to sleep and in its sleep. */
+static void no_request_is_overlooked(struct driver *d, bool event_idx)
+{
+	uint64_t seed = 3;
+
+	bring_up_reader(d, event_idx);
+	for (unsigned i = 0; i < 1000; i++) {
+		uint64_t r = fixture_random(&seed);
+
+		quiet_request(d, event_idx);
+		await_quietly(d);
+		wait_us(r % 16 ? (r >> 8) % 32 : (r >> 8) % 400);
+	}
+	assert_false(is_broken(d));
+}
+
+static void no_request_is_overlooked_by_event(void **state)
+{
+	no_request_is_overlooked(*state, true);
+}
+
+static void no_request_is_overlooked_by_flag(void **state)
+{
+	no_request_is_overlooked(*state, false);
+}
+
+/* What comes during a pause is done after it. */
+static void pauses_and_resets_end_a_look(void **state)
+{
+	struct driver *d = *state;
+	const struct device_class *cls = d->device->cls;
+
+	for (unsigned round = 0; round < 60; round++) {
+		bool event_idx = round & 1;
+
+		bring_up_reader(d, event_idx);
+		for (unsigned i = 0; i < 8; i++) {
+			quiet_request(d, event_idx);
+			await_quietly(d);
+		}
+		wait_us(round % 50);
+		cls->quiesce(d->device);
+		quiet_request(d, event_idx);
+		assert_int_equal(d->used[0], 8);
+		cls->resume(d->device);
+		await_quietly(d);
+	}
+	assert_false(is_broken(d));
+}
+
 #define RND(fn) cmocka_unit_test_setup_teardown(fn, set_up_rnd, driver_tear_down)
 #define WITH(fn, set_up_fn) cmocka_unit_test_setup_teardown(fn, set_up_fn, driver_tear_down)
 #define BLK(fn) cmocka_unit_test_setup_teardown(fn, set_up_blk, driver_tear_down)
@@ -598,6 +702,9 @@ int main(void)
 		WITH(write_through_tells_of_failed_flushes, set_up_unflushable),
 		WITH(msi_instead_of_msix, set_up_msi),
 		BLK(noise_is_survived),
+		BLK(no_request_is_overlooked_by_event),
+		BLK(no_request_is_overlooked_by_flag),
+		BLK(pauses_and_resets_end_a_look),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

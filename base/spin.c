@@ -1,0 +1,76 @@
+#include "base/spin.h"
+
+#include <sched.h>
+#include <time.h>
+
+#define FIRST_NS 10000u
+#define ASIDE_NS 20000u /* looks that take longer were interrupted by somebody who needs the CPU */
+#define LOOKS 16	/* between two looks at the clock */
+
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static void shrink(struct spin *spin)
+{
+	spin->window = spin->window / 2 < FIRST_NS ? 0 : spin->window / 2;
+}
+
+void spin_room_init(struct spin_room *room)
+{
+	cpu_set_t set;
+	int cpus = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
+
+	*room = (struct spin_room){.most = cpus > 1 ? (unsigned)cpus - 1 : 0};
+}
+
+static bool look(struct spin *spin, bool (*found)(void *arg), void *arg)
+{
+	uint64_t now = spin->began, last;
+
+	do {
+		for (unsigned i = 0; i < LOOKS; i++) {
+			if (found(arg))
+				return true;
+			__builtin_ia32_pause();
+		}
+		last = now;
+		now = now_ns();
+		if (now - last > ASIDE_NS) {
+			shrink(spin);
+			break;
+		}
+	} while (now - spin->began < spin->window);
+	return false;
+}
+
+bool spin_wait(struct spin *spin, struct spin_room *room, bool (*found)(void *arg), void *arg)
+{
+	bool yes = found(arg);
+
+	if (yes)
+		return true;
+	spin->began = now_ns();
+	if (spin->window == 0)
+		return false;
+	if (atomic_fetch_add(&room->inside, 1) < room->most)
+		yes = look(spin, found, arg);
+	atomic_fetch_sub(&room->inside, 1);
+	return yes;
+}
+
+void spin_slept(struct spin *spin)
+{
+	uint64_t all = now_ns() - spin->began;
+
+	if (all > SPIN_MAX_NS)
+		shrink(spin);
+	else if (spin->window == 0)
+		spin->window = FIRST_NS;
+	else
+		spin->window = spin->window < SPIN_MAX_NS / 2 ? 2 * spin->window : SPIN_MAX_NS;
+}
