@@ -449,6 +449,9 @@ int soft_store(struct soft_cpu *cpu, uint64_t linear, const void *in, unsigned s
 /* A host pointer to [linear, linear+len) within one page if it is RAM that may be accessed so directly now
  * (no MMIO, no code page for writes); NULL: use load and store. *next as above on a fault. For REP. */
 void *soft_direct(struct soft_cpu *cpu, uint64_t linear, uint64_t len, unsigned access, int *next);
+/* Where soft_direct() gave NULL and no fault for a write: a host pointer if it is RAM all the same, as a page with code is. The
+ * caller tells ram_written() of *gpa when it has written. Else NULL. */
+void *soft_direct_code(struct soft_cpu *cpu, uint64_t linear, uint64_t len, uint64_t *gpa);
 
 /* By segment: adds the base, checks limit, type and canonical form. 0 or NEXT_FAULT (#GP, #SS). */
 int soft_linear(struct soft_cpu *cpu, enum x86_segreg seg, uint64_t offset, unsigned size,

@@ -214,36 +214,44 @@ static bool block_overlaps(const struct soft_block *b, uint64_t gpa, uint64_t le
 	return gpa < end && gpa + len > b->key.gpa;
 }
 
+/* Some of the page's blocks are gone. */
+static void page_map_again(struct soft_vm *svm, uint64_t *map, uint64_t page)
+{
+	*map = 0;
+	for (struct page_node *node = *page_nodes(svm, page << 12); node; node = node->next)
+		if (node->page == page && atomic_load(&node->block->valid))
+			code_map_add(svm, node->block);
+}
+
 /* Kills the blocks with code in [gpa, gpa+len), which is within one page. False: there are none on the page any more. */
 static bool page_invalidate(struct soft_vm *svm, uint64_t gpa, uint64_t len)
 {
 	struct page_node **p = page_nodes(svm, gpa);
 	uint64_t *map = code_map(svm, gpa);
-	bool left = false;
+	bool left = false, gone = false;
 
 	if (map && *map && !(*map & code_bits(gpa, len)))
 		return true;
-	if (map)
-		*map = 0;
 	while (*p) {
 		struct page_node *node = *p;
 		struct soft_block *b = node->block;
 
 		if (!atomic_load(&b->valid)) {
+			gone |= node->page == gpa >> 12;
 			*p = node->next;
 			continue;
 		}
 		if (node->page == gpa >> 12 && block_overlaps(b, gpa, len)) {
 			block_kill(svm, b);
 			*p = node->next;
+			gone = true;
 			continue;
 		}
-		if (node->page == gpa >> 12) {
-			left = true;
-			code_map_add(svm, b);
-		}
+		left |= node->page == gpa >> 12;
 		p = &node->next;
 	}
+	if (gone && map)
+		page_map_again(svm, map, gpa >> 12);
 	return left;
 }
 

@@ -3,7 +3,10 @@
  * at a time elsewhere. Registers always tell how far the instruction got, so faults, exits and interrupts
  * leave it to be resumed (SDM vol. 1 section 7.3.9.2).
  */
+#include "engine/soft/access.h"
 #include "engine/soft/q_helper.h"
+
+#define NO_CODE (~0ull)
 
 struct string {
 	struct soft_cpu *cpu;
@@ -158,11 +161,30 @@ static int move_one(struct string *s)
 	return next;
 }
 
+/* Host memory for n elements that are written at once, or NULL. *code: where to say that they were, or NO_CODE. */
+static uint8_t *target_ptr(struct string *s, uint64_t target, uint64_t n, uint64_t *code)
+{
+	int next;
+	uint8_t *to = soft_direct(s->cpu, target, n * s->size, ACCESS_WRITE, &next);
+
+	*code = NO_CODE;
+	if (to || next || n == 1)
+		return to;
+	return soft_direct_code(s->cpu, target, n * s->size, code);
+}
+
+/* n elements are written to such memory. */
+static void target_written(struct string *s, uint64_t n, uint64_t code)
+{
+	if (code != NO_CODE)
+		ram_written(s->cpu, code, (unsigned)(n * s->size));
+}
+
 /* A run that cannot go at once goes by its first element, whose fault, if any, is the right one. */
 static int move_some(struct string *s)
 {
 	struct soft_cpu *cpu = s->cpu;
-	uint64_t n = s->count, m, source, target;
+	uint64_t n = s->count, m, source, target, code = NO_CODE;
 	uint8_t *from, *to = NULL;
 	int next = string_side(s, s->insn->mem_seg, X86_RSI, ACCESS_READ, &n, &source);
 
@@ -177,10 +199,11 @@ static int move_some(struct string *s)
 		return move_one(s);
 	from = soft_direct(cpu, source, n * s->size, ACCESS_READ, &next);
 	if (from && !next)
-		to = soft_direct(cpu, target, n * s->size, ACCESS_WRITE, &next);
+		to = target_ptr(s, target, n, &code);
 	if (!from || !to)
 		return move_one(s);
 	copy_elements(to, from, s->size, n, s->step < 0);
+	target_written(s, n, code);
 	string_moved(s, n, true, true);
 	return 0;
 }
@@ -218,16 +241,17 @@ static int store_one(struct string *s, uint64_t value)
 
 static int store_some(struct string *s, uint64_t value)
 {
-	uint64_t n = s->count, target;
+	uint64_t n = s->count, target, code;
 	uint8_t *to;
 	int next = string_side(s, X86_ES, X86_RDI, ACCESS_WRITE, &n, &target);
 
 	if (next)
 		return next;
-	to = soft_direct(s->cpu, target, n * s->size, ACCESS_WRITE, &next);
+	to = target_ptr(s, target, n, &code);
 	if (!to)
 		return store_one(s, value);
 	fill_elements(to, value, s->size, n);
+	target_written(s, n, code);
 	string_moved(s, n, false, true);
 	return 0;
 }

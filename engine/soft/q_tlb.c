@@ -504,6 +504,18 @@ void *soft_direct(struct soft_cpu *cpu, uint64_t linear, uint64_t len, unsigned 
 	return hva;
 }
 
+void *soft_direct_code(struct soft_cpu *cpu, uint64_t linear, uint64_t len, uint64_t *gpa)
+{
+	bool writable;
+	uint8_t *hva;
+
+	if (cpu->break_data || (linear & PAGE_LOW) + len > 4096 ||
+	    soft_translate_va(cpu, linear, ACCESS_WRITE, gpa, NULL))
+		return NULL;
+	hva = cpu_ptr(cpu, *gpa, len, &writable);
+	return hva && writable ? hva : NULL;
+}
+
 int soft_fetch_gpa(struct soft_cpu *cpu, uint64_t linear, uint64_t *gpa)
 {
 	struct soft_slot *slot = slot_of(cpu, cpu->cpl == 3 ? TLB_USER : TLB_SUPER);
@@ -717,9 +729,10 @@ void tlb_drop_writes(struct soft_cpu *cpu, const uint8_t *hva_page)
 			struct soft_tlb *tlb = slot->tlb[kind];
 
 			for (unsigned g = 0; group_find(slot->touched[kind], TLB_WORDS, &g); g++) {
+				/* Hardly any entry is of that page, so this comes first. */
 				for (unsigned i = g * TLB_GROUP; i < (g + 1) * TLB_GROUP; i++)
-					if (tlb->wtag[i] == tlb->rtag[i] &&
-					    tlb->addend[i] - tlb->wtag[i] == (uintptr_t)hva_page)
+					if (tlb->addend[i] - tlb->wtag[i] == (uintptr_t)hva_page &&
+					    tlb->wtag[i] == tlb->rtag[i])
 						tlb->wtag[i] = TLB_EMPTY(i);
 			}
 		}

@@ -6,6 +6,7 @@
 ;> PASS before a page edge
 ;> PASS opcode over a page edge
 ;> PASS string copy
+;> PASS string fill
 ;> PASS push
 ;> PASS xchg
 ;> PASS cmpxchg16b
@@ -74,6 +75,24 @@ main:
 	mov edi, BUFFER + 0x100
 	call rdi
 	CHECK "string copy", 1
+
+	; a page of RETs over its first and its last function
+	mov edi, BUFFER + 0x3000
+	PUT_FN 1
+	call rdi
+	mov edi, BUFFER + 0x3ff0
+	PUT_FN 2
+	call rdi
+	mov edi, BUFFER + 0x3000
+	mov ecx, 1024
+	mov eax, 0xc3c3c3c3
+	rep stosd
+	mov eax, 5
+	mov edi, BUFFER + 0x3000
+	call rdi
+	mov edi, BUFFER + 0x3ff0
+	call rdi
+	CHECK "string fill", 5
 
 	; two quadwords pushed onto code: mov eax, 3; ret
 	mov edi, BUFFER + 0x200
