@@ -75,6 +75,8 @@ int cache_init(struct soft_vm *svm, uint64_t size, struct error *err)
 		return ret;
 	cache->meta_size = size * META_FACTOR;
 	svm->meta = reserve(cache->meta_size);
+	if (svm->meta)
+		madvise(svm->meta, cache->meta_size, MADV_HUGEPAGE); /* filled from its start */
 	cache->blocks_max = (uint32_t)(size / BLOCK_CODE_MIN);
 	cache->blocks = reserve(cache->blocks_max * sizeof(*cache->blocks));
 	if (!svm->meta || !cache->blocks)
