@@ -170,6 +170,8 @@ class Server(http.server.BaseHTTPRequestHandler):
 # What Debian's kernel says on a PC without a mouse, on every machine, and where the host is busy with other things.
 KERNEL_WARNINGS = (r'PS/2 appears to have AUX port disabled|CONFIG_IMA_DISABLE_HTABLE|hrtimer: interrupt took|'
                    r'perf: interrupt took|clocksource: |'
+                   # With noapic: that the SCI is level-triggered, which firmware would have told the PIC
+                   r'ACPI: setting ELCR to 0200 |'
                    # No wireless in it, nor a file about it
                    r'regulatory\.0: |firmware_class: ')
 
