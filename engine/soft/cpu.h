@@ -503,6 +503,8 @@ void soft_far_put(struct soft_cpu *cpu, uint32_t entry, uint32_t number);
 void soft_tlb_flush_all(struct soft_cpu *cpu, bool global_too);
 void soft_tlb_flush_page(struct soft_cpu *cpu, uint64_t linear);
 void soft_tlb_flush_pcid(struct soft_cpu *cpu, uint16_t pcid);
+/* A page fault takes what is cached of its address with it (SDM vol. 3, 4.10.4.1), but code that was found there. */
+void soft_tlb_fault(struct soft_cpu *cpu, uint64_t linear);
 void soft_tlb_flush_pcid_page(struct soft_cpu *cpu, uint16_t pcid, uint64_t linear);
 /* After CR3 (or paging on/off) changed: makes the right slot current; flush: no-flush bit was clear. */
 void soft_tlb_switch(struct soft_cpu *cpu, bool flush);

@@ -355,8 +355,10 @@ static void fault_registers(struct soft_cpu *cpu)
 {
 	const struct soft_fault *f = &cpu->fault;
 
-	if (f->vector == X86_PF)
+	if (f->vector == X86_PF) {
 		cpu->cr2 = f->cr2;
+		soft_tlb_fault(cpu, f->cr2);
+	}
 	if (f->vector == X86_DB)
 		cpu->dr[6] |= f->dr6;
 }

@@ -756,6 +756,12 @@ void soft_tlb_flush_page(struct soft_cpu *cpu, uint64_t linear)
 		slot_flush_page(&cpu->slots->slot[s], linear);
 }
 
+void soft_tlb_fault(struct soft_cpu *cpu, uint64_t linear)
+{
+	slot_drop_page(&cpu->slots->slot[cpu->slots->current], linear & ~PAGE_LOW);
+	slot_drop_page(&cpu->slots->slot[KERNEL_SLOT], linear & ~PAGE_LOW);
+}
+
 void soft_tlb_flush_pcid(struct soft_cpu *cpu, uint16_t pcid)
 {
 	for (unsigned s = 0; s < SLOTS; s++)

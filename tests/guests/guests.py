@@ -86,6 +86,8 @@ GUESTS = [
     Guest('transfer', needs=HARDWARE),
     Guest('paging', needs=NATIVE),
     Guest('paging_rsvd', needs=HARDWARE),
+    Guest('remap', needs=HARDWARE),
+    Guest('remap_smp', '-c', '2', needs=HARDWARE),
     Guest('runs', needs=HARDWARE),
     # The disk is the image itself.
     Guest('dma', '-c', '2', '-s', '3,ahci-hd,@DIR@/dma.elf,ro', needs=HARDWARE),

@@ -59,7 +59,11 @@
 ;> PASS invpcid all
 ;> PASS invpcid type
 ;> PASS not canonical
+%ifdef SMP
+%include "smp.inc"
+%else
 %include "guest64.inc"
+%endif
 %define T 0x8000000000          ; the second entry of the PML4
 %define UALIAS 0x18000000000    ; the fourth: the first 4 MiB for CPL 3
 %define PDPT2 0x300000
@@ -94,7 +98,7 @@ NXBIT	equ 1 << 63
 	align 8
 gdt2:	dq 0, 0x00af9b000000ffff, 0x00cf93000000ffff, 0x00cf9b000000ffff
 	dq 0x00cff3000000ffff, 0x00affb000000ffff
-	dq 0, 0
+	dq 0, 0, 0, 0
 gdt2_ptr:
 	dw $ - gdt2 - 1
 	dq gdt2
@@ -204,6 +208,9 @@ user_fetch_end:
 main:	call set_up
 %ifdef ONLY_RESERVED
 	jmp reserved
+%endif
+%ifdef OTHER_TESTS
+	jmp OTHER_TESTS
 %endif
 	call a_and_d
 	call rights
@@ -711,4 +718,6 @@ invalidate:
 	xor eax, 0x80
 	mov cr4, rax
 	ret
+%ifndef OTHER_TESTS
 END_GUEST
+%endif
