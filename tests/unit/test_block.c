@@ -30,6 +30,7 @@ struct waiter {
 	pthread_cond_t cond;
 	unsigned done;
 	int error;
+	pthread_t by; /* who called back */
 };
 
 static void done(struct block_request *request, int error)
@@ -39,6 +40,7 @@ static void done(struct block_request *request, int error)
 	pthread_mutex_lock(&w->lock);
 	w->done++;
 	w->error = error;
+	w->by = pthread_self();
 	pthread_cond_signal(&w->cond);
 	pthread_mutex_unlock(&w->lock);
 }
@@ -46,7 +48,7 @@ static void done(struct block_request *request, int error)
 static int run(struct block *block, enum block_op op, uint64_t offset, const struct iovec *iov,
 	       unsigned iovs, uint64_t length)
 {
-	struct waiter w = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, 0};
+	struct waiter w = {.lock = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER};
 	struct block_request request = {.op = op,
 					.offset = offset,
 					.length = length,
@@ -187,7 +189,7 @@ static void check_many(struct block *block)
 	static uint8_t bytes[N][512], back[N][512];
 	static struct block_request request[N];
 	static struct iovec iov[N];
-	struct waiter w = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, 0};
+	struct waiter w = {.lock = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER};
 
 	for (unsigned pass = 0; pass < 2; pass++) {
 		w.done = 0;
@@ -374,8 +376,8 @@ static void test_killed(void **state)
 		if (child == 0) {
 			static struct block_request request[200];
 			static uint8_t bytes[16384];
-			static struct waiter w = {PTHREAD_MUTEX_INITIALIZER,
-						  PTHREAD_COND_INITIALIZER, 0, 0};
+			static struct waiter w = {.lock = PTHREAD_MUTEX_INITIALIZER,
+						  .cond = PTHREAD_COND_INITIALIZER};
 			struct iovec iov = {bytes, sizeof(bytes)};
 			struct block *block = open_ok(path, "sync");
 
@@ -625,7 +627,7 @@ static void test_sectors(void **state)
 static int run_at_once(struct block *block, enum block_op op, uint64_t offset, void *bytes,
 		       size_t length, bool *at_once)
 {
-	struct waiter w = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, 0};
+	struct waiter w = {.lock = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER};
 	struct iovec iov = {bytes, length};
 	struct block_request request = {.op = op,
 					.offset = offset,
@@ -636,9 +638,9 @@ static int run_at_once(struct block *block, enum block_op op, uint64_t offset, v
 					.arg = &w};
 
 	block_run(block, &request);
-	*at_once = w.done == 1;
 	block_drain(block);
 	assert_int_equal(w.done, 1);
+	*at_once = pthread_equal(w.by, pthread_self());
 	return w.error;
 }
 
@@ -682,7 +684,7 @@ static void test_run(void **state)
 static void test_attend(void **state)
 {
 	static uint8_t from[1 << 20], to[1 << 20];
-	struct waiter w = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, 0};
+	struct waiter w = {.lock = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER};
 	struct iovec iov[2] = {{from, sizeof(from)}, {to, sizeof(to)}};
 	struct block_request request = {.length = sizeof(from), .iovs = 1, .done = done, .arg = &w};
 	int fd = eventfd(0, EFD_CLOEXEC);
