@@ -1,6 +1,7 @@
 /*
  * Reads, writes and flushes by io_uring(7). Whoever submits fills the ring under its lock; one thread takes the
- * completions, the reaper or the caller's own (block_attend()). What the ring has no room for waits in a list; what the kernel did only in part goes on in the pool.
+ * completions, the reaper or the caller's own (block_attend()). What the ring has no room for waits in a list; what the
+ * kernel did only in part goes on in the pool.
  */
 #include <errno.h>
 #include <liburing.h>
