@@ -765,15 +765,22 @@ static void random_mode(struct harness *h)
 	h->mode = MODE_LONG | MODE_PROT | modes[h->start.kind];
 }
 
-/* FS and GS of 64-bit code: anywhere, if the offset has the reach. */
+#define UPPER_HALF (-1ull << 47)
+
+/* FS and GS of 64-bit code: anywhere, if the offset has the reach, but for the end of the upper half: AMD's Zen 5
+ * raises #GP for an offset that is not canonical, where the manuals ask this of the linear address alone. */
 static uint64_t random_base(struct harness *h)
 {
 	const struct insn *i = &h->insn;
 	bool near = i->addrsize != 8 || (i->mem_base == REG_NONE && i->mem_index == REG_NONE);
+	uint64_t base;
 
 	if (near)
 		return DATA - below(h, 0x10000);
-	return below(h, 4) ? (uint64_t)((int64_t)rnd(h) >> 16) : below(h, 0x10000);
+	if (!below(h, 4))
+		return below(h, 0x10000);
+	base = (uint64_t)((int64_t)rnd(h) >> 16);
+	return base - UPPER_HALF < 1ull << 32 ? base + (1ull << 32) : base;
 }
 
 static uint64_t random_stack(struct harness *h)
