@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """bench/: what becomes of the figures, what the command line takes, and that the benchmark program measures."""
 
+import importlib.machinery
+import importlib.util
 import json
 import math
 import pathlib
@@ -20,6 +22,14 @@ import measure  # noqa: E402
 import report  # noqa: E402
 
 ENGINES = ['native', 'soft', 'qemu']
+
+
+def script(name):
+    """A program of bench/ that has no .py."""
+    loader = importlib.machinery.SourceFileLoader(name, str(BENCH / name))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
+    loader.exec_module(module)
+    return module
 
 
 def rounds(row, *figures):
@@ -164,6 +174,49 @@ class Guest(unittest.TestCase):
         source = (BENCH / 'rows.c').read_text()
         for row in report.GUEST_ROWS + ['mix4', 'work', 'tsc-khz', 'sleep']:
             self.assertRegex(source, rf'"{re.escape(row)}"')
+
+
+class Where(unittest.TestCase):
+    """bench/where: what an instruction of a block is there for. The block is docs/ARCHITECTURE.md's and a return."""
+
+    BLOCK = '''
+        jumps     jmp 0x1000
+        heads     lea rcx,[r10-0x40]
+        heads     mov [rsp-0x70],rcx
+        heads     mov rcx, [rsp-0x78]
+        heads     jrcxz 0x0
+        guest     add ebp,eax
+        look-ups  lea r10d,[rbx+0x8]
+        look-ups  shrx r10d,r10d,r15d
+        look-ups  mov rcx, [r15+r10*8-0xc]
+        look-ups  lea rcx,[rcx+rbx*1+0xf]
+        look-ups  shrx rcx,rcx,r15
+        look-ups  jrcxz 0x42
+        look-ups  jmp 0x2000
+        look-ups  mov r10, [r15+r10*8+0xfffff4]
+        guest     add rax,[rbx+r10*1+0x8]
+        registers mov rcx,[rsp+0x20]
+        guest     lea r14,[r14+0x8]
+        jumps     rorx rcx,r10,0x2
+        jumps     movzx ecx,cx
+        jumps     lea rcx,[rcx+rcx*1]
+        jumps     mov rcx, [r15+rcx*8+0x17ffff4]
+        jumps     lea rcx,[rcx+r10*1]
+        jumps     jrcxz 0x50
+        jumps     jmp 0x3000
+        jumps     rorx rcx,r10,0x2
+        jumps     movzx ecx,cx
+        jumps     lea rcx,[rcx+rcx*1]
+        jumps     jmp [r15+rcx*8+0x17ffffc]'''
+
+    def test_classes(self):
+        lines = [line.split(None, 1) for line in self.BLOCK.strip().splitlines()]
+        self.assertEqual(script('where').classes([(0, text) for _, text in lines]), [kind for kind, _ in lines])
+
+    def test_tables_lie_where_it_thinks(self):
+        header = (BENCH.parent / 'engine/soft/cpu.h').read_text()
+        jump = int(re.search(r'offsetof\(struct soft_tlb, jump\) == (0x[0-9a-f]+)', header).group(1), 16)
+        self.assertEqual(script('where').JUMPS, jump)
 
 
 if __name__ == '__main__':
