@@ -40,7 +40,10 @@ from debian import Cpio, libraries, note  # noqa: E402
 
 MODULES = ('kvm-amd',)
 DISK_MODULES = ('virtio_pci', 'virtio_blk')
-QEMU = ['qemu-system-x86_64', '-accel', 'tcg,thread=multi', '-machine', 'q35', '-cpu', 'max', '-smp', '2', '-m', '1G',
+# One thread: with one a CPU QEMU 7.2 is not to be relied on where the host is busy. A CPU kept an INT3 that was gone from memory
+# (see hold() in probe_kvm.c), a nest of several hundred hung before it had loaded KVM, and two Linux guests ended in a triple
+# fault (see run() below).
+QEMU = ['qemu-system-x86_64', '-accel', 'tcg,thread=single', '-machine', 'q35', '-cpu', 'max', '-smp', '2', '-m', '1G',
         '-nodefaults', '-no-user-config', '-display', 'none', '-no-reboot', '-nic', 'none']
 CASE_TIMEOUT = 30    # seconds, in the nest, twice
 LINUX_TIMEOUT = 100  # for Linux there
@@ -95,11 +98,19 @@ attempt() {{
 
 # run LIMIT NAME STDIN BUTTON command...: the command's output and status. What hangs gets a second chance: VMRUN of QEMU's TCG
 # does not load the interrupt shadow before 9.1 ("target/i386: fix INHIBIT_IRQ/TF/RF handling for VMRUN", June 2024), so an
-# interrupt that comes between STI and HLT is taken before the HLT, which then waits for another one.
+# interrupt that comes between STI and HLT is taken before the HLT, which then waits for another one. So does Linux that ends in a
+# triple fault before it has said a word: seen twice, of some hundred starts on busy hosts, both times while it looked through
+# the PCI buses for an AGP bridge with interrupts off, and not in 300 starts that were watched for it. Why is not known.
 run() {{
 	limit=$1 name=$2 stdin=$3 button=$4
 	shift 4
-	attempt "$@" || {{ echo "@note $name: killed after $limit s, and tried again"; attempt "$@"; }}
+	if ! attempt "$@"; then
+		echo "@note $name: killed after $limit s, and tried again"
+		attempt "$@"
+	elif [ $name = linux ] && [ ! -s /run/out ] && grep -q 'triple fault' /run/err; then
+		echo "@note $name: a triple fault, and tried again"
+		attempt "$@"
+	fi
 	echo "@guest $name"
 	sed 's/^/o:/' /run/out
 	sed 's/^/e:/' /run/err
