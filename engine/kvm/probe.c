@@ -16,9 +16,9 @@
 
 #define LOOPS 20000	  /* of two instructions */
 #define WARM_LOOPS 16	  /* the first entry fills the nested page tables */
-#define SLICE_NS 4000000  /* a timer ends KVM_RUN after this */
-#define LIMIT_NS 12000000 /* no new slice after this, if there were ... */
-#define SLICES_MIN 3	  /* ... so many: one alone may have met a busy host; */
+#define SLICE_NS 1000000  /* a timer ends KVM_RUN after this */
+#define LIMIT_NS 4000000  /* no new slice after this, if there were ... */
+#define SLICES_MIN 4	  /* ... so many: one alone may have met a busy host; */
 #define HARD_NS 100000000 /* but not after this either */
 #define ABSURD 50	  /* times slower than native */
 
