@@ -52,7 +52,9 @@ void emit_address(struct translation *t, const struct insn *insn, uint8_t dst, u
 					  : hmem_x(m.base, tmp, 1, (int32_t)disp));
 		return;
 	}
-	if (disp == (int32_t)disp) {
+	if (!disp && m.base == dst && m.index == H_NONE && address_width(insn) == 8) {
+		; /* it is there */
+	} else if (disp == (int32_t)disp) {
 		m.disp = (int32_t)disp;
 		emit_lea(e, address_width(insn), dst, m);
 	} else if (m.base == H_NONE && m.index == H_NONE) {

@@ -36,7 +36,8 @@ void emit_get_gpr(struct translation *t, uint8_t dst, uint8_t gpr)
 		emit_mov_rr(&t->e, 8, dst, reg);
 }
 
-/* width 8: all; 4: zero-extended; 2 and 1: the rest stays. */
+/* width 8: all; 4: zero-extended, and src too if the register lives in memory, which is stored at once so that the next
+ * load of it need not wait; 2 and 1: the rest stays. */
 void emit_set_gpr(struct translation *t, uint8_t gpr, uint8_t src, unsigned width)
 {
 	uint8_t reg = guest_reg(gpr);
@@ -45,13 +46,11 @@ void emit_set_gpr(struct translation *t, uint8_t gpr, uint8_t src, unsigned widt
 		emit_op_rr(&t->e, width, 0, width == 1 ? 0x88 : 0x89, src, reg);
 		return;
 	}
-	emit_store(&t->e, width, CPU_GPR(gpr), src);
 	if (width == 4) {
-		struct hmem upper = CPU_GPR(gpr);
-
-		upper.disp += 4;
-		emit_store_imm(&t->e, 4, upper, 0);
+		emit_mov_rr(&t->e, 4, src, src);
+		width = 8;
 	}
+	emit_store(&t->e, width, CPU_GPR(gpr), src);
 }
 
 /* ---- temporaries -------------------------------------------------------------------------------- */
@@ -98,6 +97,86 @@ static uint8_t temp_for(struct translation *t, struct body *b, struct temps *fre
 	b->temp[b->ntemps] = reg;
 	b->temp_guest[b->ntemps++] = guest;
 	return reg;
+}
+
+/* ---- registers in memory, without temporaries ----------------------------------------------------- */
+
+static bool in_memory(uint8_t file, uint8_t number)
+{
+	return file == RF_GPR && guest_reg(number) == H_NONE;
+}
+
+/* The eight operations of two operands, and MOV: opcodes 00 to 3B without those of AL and EAX, 88 to 8B. Bit 1 says which
+ * operand is written. */
+static bool has_direction(const struct insn *insn)
+{
+	return insn->map == 0 &&
+	       ((insn->opcode < 0x40 && !(insn->opcode & 4)) || (insn->opcode & 0xfc) == 0x88);
+}
+
+/* May ModRM's register be memory with nothing else changed? Not XCHG, which locks, nor BT, which would reach further. */
+static bool rm_may_be_memory(const struct insn *insn)
+{
+	uint8_t opcode = insn->opcode;
+
+	if (insn->map == 1) /* CMOVcc, IMUL, MOVZX, MOVSX */
+		return (opcode & 0xf0) == 0x40 || opcode == 0xaf || (opcode & 0xf6) == 0xb6;
+	if (insn->map != 0)
+		return false;
+	return has_direction(insn) || opcode == 0x63 || opcode == 0x69 || opcode == 0x6b ||
+	       opcode == 0x80 || opcode == 0x81 || opcode == 0x83 || opcode == 0x84 ||
+	       opcode == 0x85 || opcode == 0xc0 || opcode == 0xc1 || opcode == 0xc6 ||
+	       opcode == 0xc7 || (opcode & 0xfc) == 0xd0 ||
+	       ((opcode & 0xfe) == 0xf6 && (insn->modrm >> 3 & 7) < 4) ||
+	       ((opcode & 0xfe) == 0xfe && (insn->modrm >> 3 & 7) < 2);
+}
+
+static void swap_operands(struct insn *insn)
+{
+	uint8_t reg = insn->reg;
+
+	insn->reg = insn->rm;
+	insn->rm = reg;
+	if (has_direction(insn))
+		insn->opcode ^= 2;
+}
+
+/*
+ * A register that lives in cpu->gpr[] as the instruction's memory operand: then it needs no temporary, which would be loaded and
+ * stored. It may be read at any width, but is written whole only: a narrow write would make the next read of it wait, and
+ * one of 32 bits clears the rest.
+ */
+static bool rm_in_memory(struct insn *insn)
+{
+	bool written;
+
+	if (insn->mode != 64 || insn->has_mem || !insn->has_modrm || insn->encoding != ENC_LEGACY ||
+	    insn->prefix66_f2_f3 || insn->rm_file != RF_GPR || insn->vvvv_file != RF_NONE ||
+	    insn->opreg_file != RF_NONE || !rm_may_be_memory(insn))
+		return false;
+	if (insn->reg_file == RF_GPR && insn->reg == insn->rm)
+		return false;
+	if (!in_memory(RF_GPR, insn->rm) && in_memory(insn->reg_file, insn->reg) &&
+	    (has_direction(insn) || (insn->map == 0 && (insn->opcode & 0xfe) == 0x84)))
+		swap_operands(insn);
+	written = insn->written_gprs >> insn->rm & 1;
+	return in_memory(RF_GPR, insn->rm) && (!written || insn->opsize == 8);
+}
+
+/* MOV, MOVSXD, MOVZX and MOVSX with 32 or 64 bits, of another register, memory or a constant; XOR and SUB of a register and
+ * itself: what was in the register does not matter. */
+static bool only_writes(const struct insn *insn)
+{
+	uint8_t opcode = insn->opcode;
+
+	if (insn->encoding != ENC_LEGACY || insn->opsize < 4)
+		return false;
+	if (insn->reg_file == RF_GPR && insn->rm_file == RF_GPR && insn->reg == insn->rm)
+		return insn->map == 0 && ((opcode & 0xfd) == 0x31 || (opcode & 0xfd) == 0x29);
+	if (insn->map == 1)
+		return (opcode & 0xf6) == 0xb6;
+	return insn->map == 0 &&
+	       (opcode == 0x63 || opcode == 0x89 || opcode == 0x8b || (opcode & 0xf8) == 0xb8);
 }
 
 /* The host register for a field; one that lives in memory or is a high byte gets a temporary. */
@@ -187,7 +266,9 @@ static void emit_native_body(struct translation *t, const struct body *b)
 		translation_mark(t, (uint16_t)(PC_BORROWED | b->borrowed));
 	}
 	for (unsigned i = 0; i < b->ntemps; i++)
-		temp_load(t, b->temp[i], b->temp_guest[i]);
+		if (b->temp_guest[i] >= TEMP_HIGH || !only_writes(b->insn) ||
+		    !(b->insn->written_gprs >> b->temp_guest[i] & 1))
+			temp_load(t, b->temp[i], b->temp_guest[i]);
 	if (b->rcx)
 		emit_mov_rr(&t->e, 8, H_RCX, H_R11);
 	if (regs.mem)
@@ -388,8 +469,12 @@ void emit_native(struct translation *t, struct insn *insn)
 		b.mem = emit_access(t, insn, size, flags, any_temps || b.rcx, &cold);
 		b.regs.mem = &b.mem;
 	}
+	if (rm_in_memory(insn)) {
+		b.mem = CPU_GPR(insn->rm);
+		b.regs.mem = &b.mem;
+	}
 	b.regs.reg = field_reg(t, &b, &free, &insn->reg_file, insn->reg);
-	if (!insn->has_mem)
+	if (!b.regs.mem)
 		b.regs.rm = field_reg(t, &b, &free, &insn->rm_file, insn->rm);
 	b.regs.vvvv = field_reg(t, &b, &free, &insn->vvvv_file, insn->vvvv);
 	b.regs.opreg = field_reg(t, &b, &free, &insn->opreg_file, insn->opreg);
@@ -415,12 +500,39 @@ bool lea_is_direct(const struct insn *insn)
 	       (insn->mem_index == REG_NONE || guest_reg(insn->mem_index) != H_NONE);
 }
 
+/* The host registers of an address of 64 bits: RCX and R10 for those that have to be loaded. */
+static uint8_t lea_base(struct translation *t, const struct insn *insn)
+{
+	if (insn->rip_relative)
+		emit_load(&t->e, 8, H_RCX, CPU(page_rip));
+	else if (insn->mem_base == REG_NONE || guest_reg(insn->mem_base) != H_NONE)
+		return address_reg(insn->mem_base);
+	else
+		emit_load(&t->e, 8, H_RCX, CPU_GPR(insn->mem_base));
+	return H_RCX;
+}
+
+static uint8_t lea_index(struct translation *t, const struct insn *insn)
+{
+	if (insn->mem_index == REG_NONE || guest_reg(insn->mem_index) != H_NONE)
+		return address_reg(insn->mem_index);
+	emit_load(&t->e, 8, H_R10, CPU_GPR(insn->mem_index));
+	t->in_r10 = 0;
+	return H_R10;
+}
+
 void emit_lea_insn(struct translation *t, const struct insn *insn)
 {
-	if (lea_is_direct(insn)) {
-		emit_lea(&t->e, insn->opsize, guest_reg(insn->reg),
-			 hmem_x(address_reg(insn->mem_base), address_reg(insn->mem_index),
-				insn->mem_scale, (int32_t)insn->mem_disp));
+	int64_t disp = insn->mem_disp + (insn->rip_relative ? t->offset + insn->len : 0);
+
+	if (insn->addrsize == 8 && insn->opsize >= 4 && disp == (int32_t)disp) {
+		uint8_t reg = guest_reg(insn->reg);
+		uint8_t base = lea_base(t, insn), index = lea_index(t, insn);
+
+		emit_lea(&t->e, insn->opsize, reg == H_NONE ? H_RCX : reg,
+			 hmem_x(base, index, insn->mem_scale, (int32_t)disp));
+		if (reg == H_NONE)
+			emit_store(&t->e, 8, CPU_GPR(insn->reg), H_RCX);
 		return;
 	}
 	emit_address(t, insn, H_RCX, H_R10, false);

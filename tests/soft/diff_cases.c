@@ -62,6 +62,21 @@ static const struct opening {
 	uint8_t opcode, low; /* bits of the opcode that may be anything */
 	uint8_t reg;	     /* of ModRM, or ANY */
 } openings[] = {
+	/* what most of a program is made of */
+	{LEGACY, 0, 0, 0x00, 0x3b, ANY},
+	{LEGACY, 0, 0, 0x88, 0x03, ANY},
+	{LEGACY, 0, 0, 0x80, 0x03, ANY},
+	{LEGACY, 0, 0, 0xc0, 0x01, ANY},
+	{LEGACY, 0, 0, 0xd0, 0x03, ANY},
+	{LEGACY, 0, 0, 0x84, 0x01, ANY},
+	{LEGACY, 0, 0, 0xc6, 0x01, 0},
+	{LEGACY, 0, 0, 0xb8, 0x07, ANY},
+	{LEGACY, 0, 0, 0x8d, 0, ANY},
+	{LEGACY, 0, 0, 0x63, 0, ANY},
+	{LEGACY, 0, 0, 0x69, 0x02, ANY},
+	{LEGACY, 1, 0, 0x40, 0x0f, ANY},
+	{LEGACY, 1, 0, 0xb6, 0x09, ANY},
+	{LEGACY, 1, 0, 0xaf, 0, ANY},
 	/* BCD and what else 64-bit mode took away */
 	{LEGACY, 0, 0, 0x27, 0x18, ANY},
 	{LEGACY, 0, 0, 0xd4, 0x03, ANY},
