@@ -335,6 +335,13 @@ static void write_cache_can_be_off(void **state)
 	peek(d, BUFFER, id, sizeof(id));
 	assert_int_equal(id[82] & 1 << 5, 1 << 5);
 	assert_int_equal(id[85] & 1 << 5, 0);
+	fis[3] = 0x02; /* on */
+	issue(d, 0, fis, 0);
+	assert_int_equal(await(d, 0) & 1, 0);
+	assert_int_equal(command(d, 0x35, 3, 1, 1) & 1, 0);
+	fis[3] = 0x82;
+	issue(d, 0, fis, 0);
+	assert_int_equal(await(d, 0) & 1, 0);
 	assert_int_equal(command(d, 0x35, 3, 1, 1), 0x4051);
 	assert_logged(d, "flush of 0 bytes at 0: Input/output error");
 	bring_up(d); /* an HBA's reset turns it on */
