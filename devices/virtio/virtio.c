@@ -95,9 +95,11 @@ static void intx_follow(struct virtio_device *dev)
 	pci_intx_set(&dev->fn, dev->state->isr != 0 && !pci_msix_enabled(&dev->fn));
 }
 
+/* 4.1.4.5.1: the bit of the configuration is set with MSI-X too, that of the queues only without. */
 void virtio_interrupt(struct virtio_device *dev, uint16_t vector, uint8_t isr)
 {
 	if (pci_msix_enabled(&dev->fn)) {
+		dev->state->isr |= isr & VIRTIO_ISR_CONFIG;
 		if (vector != VIRTIO_NO_VECTOR)
 			pci_message(&dev->fn, vector);
 		return;

@@ -534,6 +534,24 @@ static void masked_messages_wait(void **state)
 	assert_int_equal(reg_read(d, STATUS, 1), 0);
 }
 
+/* 4.1.4.5.1: with MSI-X the ISR tells of a change of the configuration, not of queues, and no wire follows it. */
+static void changes_are_in_the_isr(void **state)
+{
+	struct driver *d = *state;
+
+	fixture_write(d->f, pci_ecam(find_capability(d, PCI_CAP_MSIX) + 2), 2, 0x8000);
+	bring_up(d, VIRTIO_F_VERSION_1);
+	descriptor(d, DESC, 0, BUFFER, 8, 2, 0);
+	offer(d, 0, 1);
+	notify(d);
+	await(d, 1);
+	assert_int_equal(reg_read(d, 0x1000, 1), 0);
+	virtio_broken((struct virtio_device *)d->device, "a test");
+	assert_false(irq_line_level(&d->f->vm.irq, PCI_INTX_GSI_BASE + pci_intx_wire(3, 1)));
+	assert_int_equal(reg_read(d, 0x1000, 1), 2);
+	assert_int_equal(reg_read(d, 0x1000, 1), 0);
+}
+
 /* With -W there are no MSI-X: one message for everything, and the ISR says what it was about. */
 static void msi_instead_of_msix(void **state)
 {
@@ -692,6 +710,7 @@ int main(void)
 		WITH(each_queue_has_a_doorbell, set_up_queues),
 		RND(there_is_room_for_the_test_device),
 		RND(masked_messages_wait),
+		RND(changes_are_in_the_isr),
 		BLK(disk_keeps_what_is_written),
 		BLK(disk_has_an_end),
 		BLK(disk_survives_reset_under_load),
