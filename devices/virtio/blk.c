@@ -119,14 +119,16 @@ static void request_give(struct blk *blk, unsigned queue, struct blk_request *re
 		virtio_kick(&blk->dev, queue);
 }
 
-/* The status is the last byte of what the driver can be told (5.2.6). */
+/* The status is the last byte of what the driver can be told (5.2.6). It counts as written only where no gap is before
+ * it: all bytes that a used length covers have to be (2.7.8.2). */
 static void request_end(struct blk_request *req, enum blk_status status, uint64_t data)
 {
 	struct virtqueue *vq = req->vq;
+	uint64_t last = req->chain.writable_len - 1;
 	uint8_t byte = (uint8_t)status;
 
-	virtio_chain_write(&req->chain, req->chain.writable_len - 1, &byte, 1);
-	virtqueue_push(vq, &req->chain, data + 1);
+	virtio_chain_write(&req->chain, last, &byte, 1);
+	virtqueue_push(vq, &req->chain, data == last ? data + 1 : data);
 	request_give(req->blk, vq->index, req);
 	if (pthread_equal(pthread_self(), req->blk->dev.worker[0].thread))
 		req->blk->unsignalled |= 1u << vq->index;

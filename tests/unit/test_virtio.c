@@ -269,6 +269,15 @@ static uint8_t disk_request(struct driver *d, uint32_t type, uint64_t sector, ui
 	return status;
 }
 
+/* Of the last request. */
+static uint32_t used_length(struct driver *d)
+{
+	uint32_t length;
+
+	peek(d, USED + 4 + 8 * ((d->used[0] - 1) % SIZE) + 4, &length, sizeof(length));
+	return length;
+}
+
 static void disk_keeps_what_is_written(void **state)
 {
 	struct driver *d = *state;
@@ -287,6 +296,22 @@ static void disk_keeps_what_is_written(void **state)
 	peek(d, BUFFER + 0x1000, out, sizeof(out));
 	memset(in + 512, 0, 512);
 	assert_memory_equal(in, out, sizeof(in));
+}
+
+/* 2.7.8.2: all bytes that a used length covers were written, from the first one on. */
+static void used_lengths_have_no_gaps(void **state)
+{
+	struct driver *d = *state;
+
+	bring_up(d, VIRTIO_F_VERSION_1 | 1 << 9);
+	assert_int_equal(disk_request(d, 0, 0, 512, true), 0);
+	assert_int_equal(used_length(d), 513);
+	assert_int_equal(disk_request(d, 0, 1 << 20, 512, true), 1);
+	assert_int_equal(used_length(d), 0);
+	assert_int_equal(disk_request(d, 1, 0, 512, false), 0);
+	assert_int_equal(used_length(d), 1);
+	assert_int_equal(disk_request(d, 8, 0, 64, true), 0);
+	assert_int_equal(used_length(d), 20);
 }
 
 static void disk_has_an_end(void **state)
@@ -712,6 +737,7 @@ int main(void)
 		RND(masked_messages_wait),
 		RND(changes_are_in_the_isr),
 		BLK(disk_keeps_what_is_written),
+		BLK(used_lengths_have_no_gaps),
 		BLK(disk_has_an_end),
 		BLK(disk_survives_reset_under_load),
 		BLK(truncated_images_are_io_errors),
