@@ -2,8 +2,10 @@
  * virtio as a driver meets it, good or hostile: a driver of our own on a machine without CPUs, talking to virtio-rnd and
  * virtio-blk by the modern and the legacy interface.
  */
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,6 +19,20 @@
 #include "debug/testdev.h"
 #include "devices/virtio/virtio.h"
 #include "tests/unit/driver.h"
+
+/* Set: other threads do not come to virtqueue_signal(). */
+static _Atomic(pthread_t) only_signaller;
+
+void __real_virtqueue_signal(struct virtqueue *vq);
+void __wrap_virtqueue_signal(struct virtqueue *vq);
+
+void __wrap_virtqueue_signal(struct virtqueue *vq)
+{
+	pthread_t only = atomic_load(&only_signaller);
+
+	if (!only || pthread_equal(only, pthread_self()))
+		__real_virtqueue_signal(vq);
+}
 
 static int set_up_as(void **state, const char *name, const char *options, bool msix)
 {
@@ -577,6 +593,27 @@ static void changes_are_in_the_isr(void **state)
 	assert_int_equal(reg_read(d, 0x1000, 1), 0);
 }
 
+/* As if the worker, which has put a request into the used ring, did not come to its interrupt before the device stops. */
+static void a_stop_brings_the_last_interrupt(void **state)
+{
+	struct driver *d = *state;
+	uint64_t table = fixture_read(d->f, pci_ecam(PCI_BAR(1)), 4);
+
+	fixture_write(d->f, pci_ecam(find_capability(d, PCI_CAP_MSIX) + 2), 2, 0x8000);
+	fixture_write(d->f, table + 16, 4, 0xfee01000);
+	fixture_write(d->f, table + 28, 4, 0);
+	bring_up(d, VIRTIO_F_VERSION_1);
+	reg_write(d, 0x16, 2, 0);
+	reg_write(d, 0x1a, 2, 1);
+	atomic_store(&only_signaller, pthread_self());
+	assert_int_equal(disk_request(d, 0, 0, 512, true), 0);
+	assert_int_equal(d->f->msis, 0);
+	virtio_quiesce(d->device);
+	atomic_store(&only_signaller, (pthread_t)0);
+	assert_int_equal(d->f->msis, 1);
+	virtio_resume(d->device);
+}
+
 /* With -W there are no MSI-X: one message for everything, and the ISR says what it was about. */
 static void msi_instead_of_msix(void **state)
 {
@@ -738,6 +775,7 @@ int main(void)
 		RND(changes_are_in_the_isr),
 		BLK(disk_keeps_what_is_written),
 		BLK(used_lengths_have_no_gaps),
+		BLK(a_stop_brings_the_last_interrupt),
 		BLK(disk_has_an_end),
 		BLK(disk_survives_reset_under_load),
 		BLK(truncated_images_are_io_errors),
