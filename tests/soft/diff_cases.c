@@ -631,7 +631,7 @@ static void aim(struct harness *h)
 /* The code page is full of INT3: wherever a branch lands in it but in itself, the case ends there. */
 static uint64_t branch_target(struct harness *h)
 {
-	uint64_t base = segment_base(h, X86_CS), next = h->start.rip + h->insn.len;
+	uint64_t base = segment_base(h, X86_CS), next = h->start.rip + h->insn.len, target;
 
 	/* As far as 32 bits reach, and a page less: nothing is there. */
 	if (h->start.kind == KIND_64 && h->insn.imm_size[0] == 4 && below(h, 20) == 0)
@@ -639,16 +639,18 @@ static uint64_t branch_target(struct harness *h)
 				   : next + (uint64_t)INT32_MIN + below(h, 0x1800);
 	switch (below(h, 10)) {
 	case 0: /* cannot be executed */
-		return DATA + below(h, 0x1000) - base;
+		target = DATA + below(h, 0x1000) - base;
+		break;
 	case 1: /* is not there, or outside the segment */
-		return (below(h, 2) ? CODE - 1 - below(h, 64) : CODE + 0x1000 + below(h, 0x20000)) -
-		       base;
-	default: {
-		uint64_t target = CODE + below(h, 0x1000) - base;
-
-		return target - h->start.rip < h->insn.len ? CODE - base : target;
+		target = below(h, 2) ? CODE - 1 - below(h, 64) : CODE + 0x1000 + below(h, 0x20000);
+		target -= base;
+		break;
+	default:
+		target = CODE + below(h, 0x1000) - base;
 	}
-	}
+	/* What 16 bits hold of any of these may be the branch itself. */
+	return ((target - h->start.rip) & reach_of(h->insn.opsize)) < h->insn.len ? CODE - base
+										  : target;
 }
 
 static void put_data(struct harness *h, uint64_t linear, uint64_t value)
