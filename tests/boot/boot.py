@@ -103,6 +103,8 @@ FINE = re.compile(
     r'ignored, not CPU addressable|'
     r'\*\* WARNING! WARNING!|32-bit PTI on a 64-bit')
 
+# What the kernel says, which does not wait for the end of others' lines.
+KERNEL = re.compile(r'\[ *\d+\.\d{6}\] .*')
 # From its first line to the last that comes before the reboot.
 PANIC = re.compile(r'Kernel panic - not syncing: sysrq triggered crash.*Call Trace:.*RIP: .*</TASK>.*\] Kernel Offset: ', re.S)
 
@@ -168,7 +170,7 @@ class Case:
 
     def problems(self, output, status, took):
         lines = output.replace('\r', '').split('\n')
-        facts = dict(line[2:].split('=', 1) for line in lines if re.match(r't:\w+=', line))
+        facts = dict(KERNEL.sub('', line)[2:].split('=', 1) for line in lines if re.match(r't:\w+=', line))
         wanted = {'cpus': str(self.seen), 'initrd': MARKER_SUM, 'sum': SEQ_SUM,
                   'arch': 'i686' if self.arch == 'i386' else 'x86_64', **self.facts}
         if 'spread' in self.do:
