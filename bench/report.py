@@ -7,6 +7,7 @@ INTEGER = ["loop", "crc", "calls", "qsort", "gzip", "python-loop"]
 NATIVE_LIKE = ["dgemm", "sincos", "simdcopy", "aes-gcm", "sha256"]
 KERNEL = ["syscall", "signal", "pagefault", "mmap", "fork", "exec", "pipe"]
 OTHER = ["chase64k", "chase256m", "stride", "thread", "futex", "timer", "xz", "python-start", "gcc-again"]
+# Programs of the host: bench/where need not repeat them.
 PROGRAMS = ["gzip", "xz", "aes-gcm", "sha256", "python-start", "python-loop", "gcc", "gcc-again"]
 # Measured by the program inside of a guest, in this order; the whole-system rows, by bench/run itself.
 GUEST_ROWS = INTEGER + NATIVE_LIKE + ["memcpy", "chase8m"] + KERNEL + ["gcc"] + OTHER + ["scale"]
