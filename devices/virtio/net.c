@@ -221,7 +221,7 @@ static bool make_header(const struct virtio_net *nic, unsigned buffers, uint8_t 
 /* False: no buffers. */
 static bool deliver(struct virtio_net *nic)
 {
-	struct virtqueue *vq = &nic->dev.queue[RX_QUEUE];
+	uint64_t written[RX_CHAINS];
 	uint8_t header[HEADER_MAX];
 	size_t size = header_size(&nic->dev), done = 0;
 	bool fits;
@@ -242,8 +242,9 @@ static bool deliver(struct virtio_net *nic)
 		got = virtio_chain_write(&nic->rx[i], skip, nic->frame + done,
 					 nic->frame_len - done);
 		done += got;
-		virtqueue_push(vq, &nic->rx[i], skip + got);
+		written[i] = skip + got;
 	}
+	virtqueue_push_all(&nic->dev.queue[RX_QUEUE], nic->rx, written, n);
 	return true;
 }
 

@@ -227,21 +227,32 @@ void virtqueue_unpop(struct virtqueue *vq, struct virtio_chain *chain)
 	pthread_mutex_unlock(&vq->dev->device.lock);
 }
 
-void virtqueue_push(struct virtqueue *vq, struct virtio_chain *chain, uint64_t written)
+void virtqueue_push_all(struct virtqueue *vq, struct virtio_chain *chains, const uint64_t *written,
+			unsigned n)
 {
 	struct virtio_state *s = vq->dev->state;
 	unsigned q = vq->index;
+	bool live;
 
 	pthread_mutex_lock(&vq->dev->device.lock);
-	chain_release(vq, chain);
-	if (queue_live(vq)) {
-		uint32_t used[2] = {chain->head,
-				    (uint32_t)(written < UINT32_MAX ? written : UINT32_MAX)};
+	live = queue_live(vq);
+	for (unsigned i = 0; i < n; i++) {
+		uint32_t used[2] = {chains[i].head,
+				    (uint32_t)(written[i] < UINT32_MAX ? written[i] : UINT32_MAX)};
 
-		memcpy(vq->used + 4 + 8 * (s->next_used[q] & (vq->size - 1)), used, sizeof(used));
-		ring_store(vq->used + 2, ++s->next_used[q]);
+		chain_release(vq, &chains[i]);
+		if (live)
+			memcpy(vq->used + 4 + 8 * (s->next_used[q]++ & (vq->size - 1)), used,
+			       sizeof(used));
 	}
+	if (live)
+		ring_store(vq->used + 2, s->next_used[q]);
 	pthread_mutex_unlock(&vq->dev->device.lock);
+}
+
+void virtqueue_push(struct virtqueue *vq, struct virtio_chain *chain, uint64_t written)
+{
+	virtqueue_push_all(vq, chain, &written, 1);
 }
 
 /* 2.7.7.2 */

@@ -224,6 +224,10 @@ int virtqueue_pop(struct virtqueue *vq, struct virtio_chain *chain);
 void virtqueue_unpop(struct virtqueue *vq, struct virtio_chain *chain);
 /* The request is done; `written` bytes at the beginning of its writable part are new. In any order. */
 void virtqueue_push(struct virtqueue *vq, struct virtio_chain *chain, uint64_t written);
+/* The same for several, which the driver sees all at once: drivers of mergeable buffers look for the rest of a frame as soon as
+ * they see its beginning, and count it as lost if it is not there (5.1.6.4). */
+void virtqueue_push_all(struct virtqueue *vq, struct virtio_chain *chains, const uint64_t *written,
+			unsigned n);
 /* After one or more pushes: interrupts the driver unless it does not want to hear. */
 void virtqueue_signal(struct virtqueue *vq);
 /* Whether the driver need notify of new requests. False while the device looks by itself saves exits. After true the
