@@ -4,6 +4,7 @@
 #include "backend/block/block.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -201,18 +202,6 @@ static int check(struct block *block, const struct block_request *request)
 	return left == 0 ? 0 : -EINVAL;
 }
 
-static bool aligned(const struct block *block, const struct block_request *request)
-{
-	if (!block->nocache || request->op == BLOCK_FLUSH)
-		return true;
-	for (unsigned i = 0; i < request->iovs; i++) {
-		if (((uintptr_t)request->iov[i].iov_base | request->iov[i].iov_len) %
-		    block->alignment)
-			return false;
-	}
-	return true;
-}
-
 /* Counts it as under way. */
 static void begin(struct block *block, struct block_request *request)
 {
@@ -229,7 +218,7 @@ static void begin(struct block *block, struct block_request *request)
 static void hand_on(struct block *block, struct block_request *request)
 {
 	if (request->error == 0 && block->uring != NULL && request->op <= BLOCK_FLUSH &&
-	    request->iovs <= SLICE_IOVS && aligned(block, request))
+	    request->iovs <= IOV_MAX && file_takes(block, request, 0))
 		uring_submit(block->uring, request);
 	else
 		pool_queue(block, request);

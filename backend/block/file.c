@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
 #include <stdio.h>
@@ -23,8 +24,9 @@
 
 #define BOUNCE_SIZE (256u << 10)
 #define LOCK_PATIENCE_MS 5000
-#define RUN_MAX \
-	(64u << 10) /* file_run(): more is better told to the kernel, which may use another CPU */
+/* file_run(): larger reads are better told to the kernel, which may use another CPU. Writes to a file take turns there. */
+#define RUN_READ_MAX (64u << 10)
+#define RUN_WRITE_MAX (1u << 20)
 #define RUN_PAGE 4096
 #define RUN_PATIENCE_NS 1000000u
 #define RUN_PAUSE_NS 100000000u
@@ -82,6 +84,20 @@ static int result(ssize_t n)
 	return n < 0 ? -errno : n == 0 ? -EIO : 0;
 }
 
+bool file_takes(const struct block *block, const struct block_request *request, uint64_t skip)
+{
+	if (!block->nocache)
+		return true;
+	if (skip % block->alignment)
+		return false;
+	for (unsigned i = 0; i < request->iovs; i++) {
+		if (((uintptr_t)request->iov[i].iov_base | request->iov[i].iov_len) %
+		    block->alignment)
+			return false;
+	}
+	return true;
+}
+
 /* For O_DIRECT, which wants memory that is aligned. */
 static int transfer_bounced(const struct block_request *request, int fd, bool write, uint64_t skip,
 			    uint64_t length, uint64_t offset, uint32_t alignment)
@@ -117,14 +133,17 @@ int file_transfer(struct block *block, int fd, const struct block_request *reque
 		  uint64_t skip, uint64_t length, uint64_t offset)
 {
 	struct iovec slice[SLICE_IOVS];
+	unsigned iovs;
 	uint64_t got;
 	ssize_t n;
 	int rc;
 
-	if (block->nocache && fd == block->fd)
-		return transfer_bounced(request, fd, write, skip, length, offset, block->alignment);
 	while (length > 0) {
-		unsigned iovs = iov_slice(request, skip, length, slice, SLICE_IOVS, &got);
+		/* What is left after a short transfer need not be aligned. */
+		if (fd == block->fd && !file_takes(block, request, skip))
+			return transfer_bounced(request, fd, write, skip, length, offset,
+						block->alignment);
+		iovs = iov_slice(request, skip, length, slice, SLICE_IOVS, &got);
 
 		n = write ? pwritev(fd, slice, (int)iovs, (off_t)offset)
 			  : preadv(fd, slice, (int)iovs, (off_t)offset);
@@ -150,7 +169,7 @@ static uint64_t now_ns(void)
 
 /* ext4 has no buffered write that would not wait. So it may wait, but not soon again. A part of a page might have to be
  * read first. */
-static ssize_t write_small(struct block *block, const struct block_request *request)
+static ssize_t write_now(struct block *block, const struct block_request *request)
 {
 	const off_t offset = (off_t)request->offset;
 	uint64_t began = now_ns(), took;
@@ -174,13 +193,13 @@ bool file_run(struct block *block, const struct block_request *request)
 {
 	ssize_t n = -1;
 
-	if (block->nocache || request->length > RUN_MAX || request->iovs > SLICE_IOVS)
+	if (block->nocache || request->iovs > IOV_MAX)
 		return false;
-	if (request->op == BLOCK_READ)
+	if (request->op == BLOCK_READ && request->length <= RUN_READ_MAX)
 		n = preadv2(block->fd, request->iov, (int)request->iovs, (off_t)request->offset,
 			    RWF_NOWAIT);
-	else if (request->op == BLOCK_WRITE && !block->sync)
-		n = write_small(block, request);
+	else if (request->op == BLOCK_WRITE && request->length <= RUN_WRITE_MAX && !block->sync)
+		n = write_now(block, request);
 	return n >= 0 && (uint64_t)n == request->length;
 }
 

@@ -12,7 +12,7 @@
 #include "backend/block/block.h"
 
 #define POOL_THREADS 4
-#define SLICE_IOVS 64
+#define SLICE_IOVS 256 /* of one system call */
 
 struct block_fault {
 	bool set;
@@ -57,6 +57,8 @@ void pool_stop(struct block *block);
 /* Up to `max` iovecs for the bytes [skip, skip + length) of a request; *got is how many bytes they are. */
 unsigned iov_slice(const struct block_request *request, uint64_t skip, uint64_t length,
 		   struct iovec *out, unsigned max, uint64_t *got);
+/* May the memory of the request, from `skip` bytes on, be given to the file as it is? With O_DIRECT it has to be aligned. */
+bool file_takes(const struct block *block, const struct block_request *request, uint64_t skip);
 /* One request on the file (or the overlay), from request->progress on: 0 or -errno. */
 int file_execute(struct block *block, struct block_request *request);
 /* A read or write in the page cache alone: true, and it is done; false: it is for others, and nothing was done. */
