@@ -48,8 +48,11 @@ static bool look(struct spin *spin, bool (*found)(void *arg), void *arg)
 	return false;
 }
 
-bool spin_wait(struct spin *spin, struct spin_room *room, bool (*found)(void *arg), void *arg)
+bool spin_wait(struct spin *spin, struct spin_room *room, bool kernel, bool (*found)(void *arg),
+	       void *arg)
 {
+	_Atomic unsigned *those = kernel ? &room->awaiting : &room->inside;
+	unsigned most = kernel && room->most > 0 ? 1 : room->most;
 	bool yes = found(arg);
 
 	if (yes)
@@ -57,9 +60,9 @@ bool spin_wait(struct spin *spin, struct spin_room *room, bool (*found)(void *ar
 	spin->began = now_ns();
 	if (spin->window == 0)
 		return false;
-	if (atomic_fetch_add(&room->inside, 1) < room->most)
+	if (atomic_fetch_add(those, 1) < most)
 		yes = look(spin, found, arg);
-	atomic_fetch_sub(&room->inside, 1);
+	atomic_fetch_sub(those, 1);
 	return yes;
 }
 

@@ -4,8 +4,10 @@
  * follows what it met: longer after sleeps that were short, half as long, at last not at all, after long ones. So a thread
  * that is idle for good sleeps as if there were none of this.
  *
- * Who looks shall not keep the CPU from others: so many threads look at the same time as leave a CPU free, and one that the
- * kernel has put aside meanwhile stops. It does not yield: where a job of low priority waits for the CPU, that would give it
+ * Who looks shall not keep the CPU from others: so many threads look at the same time as leave a CPU free, and one more
+ * that waits for the host's disk, where nobody but the kernel has to do something meanwhile; that is how a guest's CPU with
+ * nothing to do and the thread that serves its disk can both look on a host of two CPUs. One that the kernel has put aside
+ * meanwhile stops. It does not yield: where a job of low priority waits for the CPU, that would give it
  * a whole slice, and whoever sleeps goes before it.
  */
 #ifndef BASE_SPIN_H
@@ -19,8 +21,8 @@
 
 /* Shared by the threads of a VM. */
 struct spin_room {
-	_Atomic unsigned inside;
-	unsigned most;
+	_Atomic unsigned inside, awaiting; /* `awaiting` looks for the kernel's part to end */
+	unsigned most;			   /* of `inside` */
 };
 
 /* Of one thread; all zeroes is how it begins. */
@@ -31,8 +33,9 @@ struct spin {
 
 void spin_room_init(struct spin_room *room);
 /* Calls found(arg), at least once, until it says true, or the window has passed: then false, and the thread is to sleep and
- * to call spin_slept() afterwards. */
-bool spin_wait(struct spin *spin, struct spin_room *room, bool (*found)(void *arg), void *arg);
+ * to call spin_slept() afterwards. kernel: what is waited for is the kernel's to do, or the hardware's. */
+bool spin_wait(struct spin *spin, struct spin_room *room, bool kernel, bool (*found)(void *arg),
+	       void *arg);
 /* There is work now. */
 void spin_slept(struct spin *spin);
 

@@ -249,6 +249,11 @@ bool block_poll(struct block *block)
 	return block->uring != NULL && uring_poll(block->uring);
 }
 
+bool block_awaits(struct block *block)
+{
+	return block->uring != NULL && uring_awaits(block->uring);
+}
+
 void block_kick(struct block *block)
 {
 	if (block->uring != NULL)

@@ -79,6 +79,7 @@ void uring_kick(struct uring *uring);
 /* Completions are for uring_poll() from now on; `eventfd` tells of them. False: the kernel does not. */
 bool uring_attend(struct uring *uring, int eventfd);
 bool uring_poll(struct uring *uring);
+bool uring_awaits(struct uring *uring);
 /* What the kernel was not told of yet; it is out of the list. */
 struct block_request *uring_take_waiting(struct uring *uring);
 

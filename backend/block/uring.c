@@ -160,6 +160,16 @@ bool uring_poll(struct uring *uring)
 	return n > 0;
 }
 
+bool uring_awaits(struct uring *uring)
+{
+	bool yes;
+
+	pthread_mutex_lock(&uring->lock);
+	yes = uring->attended && uring->in_flight > 0;
+	pthread_mutex_unlock(&uring->lock);
+	return yes;
+}
+
 /* With nothing under way. */
 static void end_reaper(struct uring *uring)
 {

@@ -322,6 +322,11 @@ static bool blk_poll(struct virtio_device *dev)
 	return any;
 }
 
+static bool blk_awaits(struct virtio_device *dev)
+{
+	return block_awaits(((struct blk *)dev)->block);
+}
+
 static void blk_stop(struct virtio_device *dev, bool discard)
 {
 	struct blk *blk = (struct blk *)dev;
@@ -340,6 +345,7 @@ static const struct virtio_type blk_type = {
 	.cls = 0x01, /* mass storage, SCSI, as bhyve says it */
 	.notify = blk_notify,
 	.poll = blk_poll,
+	.awaits = blk_awaits,
 	.stop = blk_stop,
 };
 

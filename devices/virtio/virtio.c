@@ -278,13 +278,15 @@ static void worker_want_notify(struct virtio_worker *worker, bool wanted)
 /* True: there is work. */
 static bool worker_look(struct virtio_worker *worker)
 {
+	struct virtio_device *dev = worker->dev;
 	bool found;
 
 	if (!worker->eager)
 		return work_found(worker);
 	if (worker->spin.window > 0)
 		worker_want_notify(worker, false);
-	found = spin_wait(&worker->spin, &worker->dev->device.vm->spin_room, work_found, worker);
+	found = spin_wait(&worker->spin, &dev->device.vm->spin_room,
+			  dev->type->awaits && dev->type->awaits(dev), work_found, worker);
 	if (found)
 		return true;
 	/* A driver that had not yet been told is seen by the look that is still to come. */

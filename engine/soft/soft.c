@@ -419,7 +419,7 @@ static bool is_requested(void *arg)
 static void wait_for_request(struct soft_cpu *cpu)
 {
 	safepoint_leave(cpu);
-	if (!spin_wait(&cpu->spin, &cpu->svm->vm->spin_room, is_requested, cpu)) {
+	if (!spin_wait(&cpu->spin, &cpu->svm->vm->spin_room, false, is_requested, cpu)) {
 		atomic_store(&cpu->asleep, true);
 		while (!is_requested(cpu))
 			soft_futex(&cpu->requests, FUTEX_WAIT, 0);

@@ -28,7 +28,7 @@ static void sleep_for(struct spin *spin, struct spin_room *room, unsigned us)
 {
 	uint64_t looks = 0;
 
-	assert_false(spin_wait(spin, room, never, &looks));
+	assert_false(spin_wait(spin, room, false, never, &looks));
 	assert_true(looks > 0);
 	if (us)
 		usleep(us);
@@ -60,15 +60,15 @@ static void test_found(void **state)
 	unsigned left = 1000;
 
 	(void)state;
-	assert_true(spin_wait(&spin, &room, count_down, &left));
+	assert_true(spin_wait(&spin, &room, false, count_down, &left));
 	assert_int_equal(left, 0);
 	spin.window = 0;
-	assert_true(spin_wait(&spin, &room, count_down, &left));
+	assert_true(spin_wait(&spin, &room, false, count_down, &left));
 	left = 2;
-	assert_false(spin_wait(&spin, &room, count_down, &left));
+	assert_false(spin_wait(&spin, &room, false, count_down, &left));
 }
 
-/* Where others look already, or there is no CPU to spare, it looks once. */
+/* Where others look already, or there is no CPU to spare, it looks once; but one more may look for what the kernel does. */
 static void test_room(void **state)
 {
 	struct spin_room room = {.inside = 1, .most = 1};
@@ -76,12 +76,23 @@ static void test_room(void **state)
 	uint64_t looks = 0;
 
 	(void)state;
-	assert_false(spin_wait(&spin, &room, never, &looks));
+	assert_false(spin_wait(&spin, &room, false, never, &looks));
 	assert_int_equal(looks, 1);
 	assert_int_equal(room.inside, 1);
+	assert_false(spin_wait(&spin, &room, true, never, &looks));
+	assert_true(looks > 2);
+	assert_int_equal(room.inside, 1);
+	assert_int_equal(room.awaiting, 0);
+	spin.window = SPIN_MAX_NS;
+	room.awaiting = 1;
+	looks = 0;
+	assert_false(spin_wait(&spin, &room, true, never, &looks));
+	assert_int_equal(looks, 1);
 	room = (struct spin_room){0};
-	assert_false(spin_wait(&spin, &room, never, &looks));
+	assert_false(spin_wait(&spin, &room, false, never, &looks));
 	assert_int_equal(looks, 2);
+	assert_false(spin_wait(&spin, &room, true, never, &looks));
+	assert_int_equal(looks, 3);
 	spin_room_init(&room);
 	assert_int_equal(room.inside, 0);
 	assert_true(room.most < (unsigned)sysconf(_SC_NPROCESSORS_CONF));
