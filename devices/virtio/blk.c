@@ -53,7 +53,9 @@
 #define CONFIG_ZEROES_UNMAP 56
 #define CONFIG_LEN 60
 
-#define BLK_MOST_SECTORS (1u << 22) /* one discard or write-zeroes: 2 GiB */
+#define BLK_MOST_DISCARD (1u << 22) /* sectors of one request: 2 GiB */
+#define BLK_MOST_ZEROES \
+	(1u << 17) /* 64 MiB, which the host may have to write, and a reset to wait for */
 
 enum blk_type { BLK_IN, BLK_OUT, BLK_FLUSH = 4, BLK_GET_ID = 8, BLK_DISCARD = 11, BLK_ZEROES = 13 };
 enum blk_status { BLK_OK, BLK_IOERR, BLK_UNSUPP };
@@ -209,7 +211,7 @@ static void request_range(struct blk_request *req, bool zeroes)
 	if (virtio_chain_read(&req->chain, sizeof(struct blk_header), &range, sizeof(range)) !=
 		    sizeof(range) ||
 	    req->chain.readable_len != sizeof(struct blk_header) + sizeof(range) ||
-	    range.sectors > BLK_MOST_SECTORS) {
+	    range.sectors > (zeroes ? BLK_MOST_ZEROES : BLK_MOST_DISCARD)) {
 		request_end(req, BLK_IOERR, 0);
 		return;
 	}
@@ -377,13 +379,13 @@ static void set_config(struct blk *blk)
 		return;
 	}
 	blk->dev.features |= BLK_F_WRITE_ZEROES;
-	config_put(blk, CONFIG_ZEROES_SECTORS, 4, BLK_MOST_SECTORS);
+	config_put(blk, CONFIG_ZEROES_SECTORS, 4, BLK_MOST_ZEROES);
 	config_put(blk, CONFIG_ZEROES_SEGS, 4, 1);
 	config_put(blk, CONFIG_ZEROES_UNMAP, 1, g->discard);
 	if (!g->discard)
 		return;
 	blk->dev.features |= BLK_F_DISCARD;
-	config_put(blk, CONFIG_DISCARD_SECTORS, 4, BLK_MOST_SECTORS);
+	config_put(blk, CONFIG_DISCARD_SECTORS, 4, BLK_MOST_DISCARD);
 	config_put(blk, CONFIG_DISCARD_SEGS, 4, 1);
 	config_put(blk, CONFIG_DISCARD_ALIGN, 4, g->physical / BLK_SECTOR);
 }
