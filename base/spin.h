@@ -4,8 +4,8 @@
  * follows what it met: longer after sleeps that were short, half as long, at last not at all, after long ones. So a thread
  * that is idle for good sleeps as if there were none of this.
  *
- * Who looks shall not keep the CPU from others: so many threads look at the same time as leave a CPU free, and one more
- * that waits for the host's disk, where nobody but the kernel has to do something meanwhile; that is how a guest's CPU with
+ * Who looks shall not keep the CPU from others: so many threads look at the same time as leave a CPU free of those that
+ * this process may use (its affinity, and the quotas of its control groups), and one more that waits for the host's disk, where nobody but the kernel has to do something meanwhile; that is how a guest's CPU with
  * nothing to do and the thread that serves its disk can both look on a host of two CPUs. One that the kernel has put aside
  * meanwhile stops. It does not yield: where a job of low priority waits for the CPU, that would give it
  * a whole slice, and whoever sleeps goes before it.

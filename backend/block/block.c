@@ -217,8 +217,11 @@ static void begin(struct block *block, struct block_request *request)
 
 static void hand_on(struct block *block, struct block_request *request)
 {
-	if (request->error == 0 && block->uring != NULL && request->op <= BLOCK_FLUSH &&
-	    request->iovs <= IOV_MAX && file_takes(block, request, 0))
+	bool whole = request->op == BLOCK_FLUSH ||
+		     (request->op <= BLOCK_WRITE && request->progress == 0 &&
+		      request->iovs <= IOV_MAX && file_takes(block, request, 0));
+
+	if (request->error == 0 && block->uring != NULL && whole)
 		uring_submit(block->uring, request);
 	else
 		pool_queue(block, request);

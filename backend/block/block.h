@@ -102,7 +102,7 @@ bool block_attend(struct block *block, int eventfd);
 /* Calls `done` for what is complete. False: nothing was. On one thread, always the same; without a lock. Costs next to
  * nothing if nothing is complete. */
 bool block_poll(struct block *block);
-/* Is the kernel at something that block_poll() will find? Any thread. */
+/* Is the host's disk at something that block_poll() will find, and no thread of this process? Any thread. */
 bool block_awaits(struct block *block);
 
 /* Returns when nothing is under way: every `done` has returned. For quiesce. Not from `done`, not under the

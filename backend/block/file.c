@@ -28,8 +28,9 @@
 #define RUN_READ_MAX (64u << 10)
 #define RUN_WRITE_MAX (1u << 20)
 #define RUN_PAGE 4096
-#define RUN_PATIENCE_NS 1000000u
-#define RUN_PAUSE_NS 100000000u
+#define RUN_SMALL (64u << 10)
+#define RUN_PATIENCE_NS(large) ((large) ? 4000000u : 1000000u)
+#define RUN_PAUSE_NS(took) ((took) < 10000000u ? 100000000u : 10 * (took))
 #define SECTOR_MAX (64u << 10)
 
 unsigned iov_slice(const struct block_request *request, uint64_t skip, uint64_t length,
@@ -172,6 +173,7 @@ static uint64_t now_ns(void)
 static ssize_t write_now(struct block *block, const struct block_request *request)
 {
 	const off_t offset = (off_t)request->offset;
+	const bool large = request->length > RUN_SMALL;
 	uint64_t began = now_ns(), took;
 	ssize_t n = -1;
 
@@ -180,16 +182,16 @@ static ssize_t write_now(struct block *block, const struct block_request *reques
 		block->no_nowait = n < 0 && errno == EOPNOTSUPP;
 	}
 	if (!block->no_nowait || (request->offset | request->length) % RUN_PAGE ||
-	    began < block->run_after)
+	    began < block->run_after[large])
 		return n;
 	n = pwritev(block->fd, request->iov, (int)request->iovs, offset);
 	took = now_ns() - began;
-	if (took > RUN_PATIENCE_NS)
-		block->run_after = began + took + RUN_PAUSE_NS;
+	if (took > RUN_PATIENCE_NS(large))
+		block->run_after[large] = began + took + RUN_PAUSE_NS(took);
 	return n;
 }
 
-bool file_run(struct block *block, const struct block_request *request)
+bool file_run(struct block *block, struct block_request *request)
 {
 	ssize_t n = -1;
 
@@ -200,6 +202,8 @@ bool file_run(struct block *block, const struct block_request *request)
 			    RWF_NOWAIT);
 	else if (request->op == BLOCK_WRITE && request->length <= RUN_WRITE_MAX && !block->sync)
 		n = write_now(block, request);
+	if (n > 0 && request->op == BLOCK_WRITE)
+		request->progress = (uint64_t)n;
 	return n >= 0 && (uint64_t)n == request->length;
 }
 

@@ -34,9 +34,10 @@ struct block {
 	/* block_run(): */
 	_Atomic bool
 		no_nowait; /* writes that would not wait are not to be had of this file system */
-	_Atomic uint64_t run_after; /* ns of CLOCK_MONOTONIC; until then no writes that may wait */
-	struct overlay *overlay;    /* NULL: none */
-	struct uring *uring;	    /* NULL: threads only */
+	/* ns of CLOCK_MONOTONIC; until then no writes that may wait; small ones, large ones */
+	_Atomic uint64_t run_after[2];
+	struct overlay *overlay; /* NULL: none */
+	struct uring *uring;	 /* NULL: threads only */
 
 	pthread_mutex_t lock;
 	pthread_cond_t work, idle;
@@ -61,8 +62,8 @@ unsigned iov_slice(const struct block_request *request, uint64_t skip, uint64_t 
 bool file_takes(const struct block *block, const struct block_request *request, uint64_t skip);
 /* One request on the file (or the overlay), from request->progress on: 0 or -errno. */
 int file_execute(struct block *block, struct block_request *request);
-/* A read or write in the page cache alone: true, and it is done; false: it is for others, and nothing was done. */
-bool file_run(struct block *block, const struct block_request *request);
+/* A read or write in the page cache alone: true, and it is done; false: it is for others, from request->progress on. */
+bool file_run(struct block *block, struct block_request *request);
 int file_open(struct block *block, const char *sectors, struct error *err);
 /* All `length` bytes of the request's memory from `skip` on, against fd at `offset`. */
 int file_transfer(struct block *block, int fd, const struct block_request *request, bool write,

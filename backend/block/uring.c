@@ -12,6 +12,8 @@
 #include "backend/block/internal.h"
 
 #define RING_ENTRIES 256u
+#define BYTES_MOST \
+	(32u << 20) /* what the kernel has is nobody's to cancel, and a reset waits for it */
 
 struct uring {
 	struct block *block;
@@ -20,9 +22,16 @@ struct uring {
 	_Atomic bool attended; /* there is no reaper */
 	pthread_mutex_t lock;  /* submission */
 	unsigned in_flight;    /* entries used and not completed, at most RING_ENTRIES */
+	unsigned direct;       /* of these, transfers past the host's page cache: the hardware's */
+	uint64_t bytes;	       /* what they are to move, at most BYTES_MOST, or it is one */
 	unsigned unsent;       /* of these, not yet told to the kernel */
 	struct block_request *head, **tail;
 };
+
+static bool is_direct(const struct uring *uring, const struct block_request *request)
+{
+	return uring->block->nocache && request->op != BLOCK_FLUSH;
+}
 
 static void fill(struct uring *uring, struct block_request *request)
 {
@@ -39,13 +48,31 @@ static void fill(struct uring *uring, struct block_request *request)
 	io_uring_sqe_set_data(sqe, request);
 	uring->in_flight++;
 	uring->unsent++;
+	uring->direct += is_direct(uring, request);
+	uring->bytes += request->length;
+}
+
+/* Under the lock: the kernel has done with it. */
+static void forget(struct uring *uring, const struct block_request *request)
+{
+	uring->in_flight--;
+	if (request == NULL)
+		return;
+	uring->direct -= is_direct(uring, request);
+	uring->bytes -= request->length;
+}
+
+static bool has_room(const struct uring *uring, const struct block_request *request)
+{
+	return uring->in_flight < RING_ENTRIES &&
+	       (uring->bytes == 0 || request->length <= BYTES_MOST - uring->bytes);
 }
 
 /* Under the lock. What the kernel cannot take now (-EAGAIN, -EBUSY) stays in the ring for the next time: every
  * completion calls this again, and with none outstanding the kernel has no reason to refuse. */
 static void send_all(struct uring *uring)
 {
-	while (uring->head != NULL && uring->in_flight < RING_ENTRIES) {
+	while (uring->head != NULL && has_room(uring, uring->head)) {
 		struct block_request *request = uring->head;
 
 		uring->head = request->next;
@@ -124,7 +151,7 @@ static bool take(struct uring *uring, struct io_uring_cqe *cqe)
 
 	io_uring_cqe_seen(&uring->ring, cqe);
 	pthread_mutex_lock(&uring->lock);
-	uring->in_flight--;
+	forget(uring, request);
 	send_all(uring);
 	pthread_mutex_unlock(&uring->lock);
 	if (request == NULL)
@@ -165,7 +192,7 @@ bool uring_awaits(struct uring *uring)
 	bool yes;
 
 	pthread_mutex_lock(&uring->lock);
-	yes = uring->attended && uring->in_flight > 0;
+	yes = uring->attended && uring->direct > 0;
 	pthread_mutex_unlock(&uring->lock);
 	return yes;
 }

@@ -25,8 +25,11 @@
 #define BLK_QUEUE_SIZE 128
 #define BLK_SECTOR 512
 #define BLK_ID_LEN 20
-#define BLK_BATCH 16  /* requests between two looks at what has ended */
-#define BLK_ROUNDS 64 /* of looking into a queue before another may have the worker */
+/* Requests, and bytes that they move, between two looks at what has ended, and before another queue may have the worker */
+#define BLK_BATCH 16
+#define BLK_BATCH_BYTES (1u << 20)
+#define BLK_TURN 1024
+#define BLK_TURN_BYTES (8u << 20)
 
 #define BLK_F_SEG_MAX (1ull << 2)
 #define BLK_F_RO (1ull << 5)
@@ -91,6 +94,7 @@ struct blk {
 	char id[BLK_ID_LEN + 1];
 	pthread_mutex_t lock; /* of the free lists; innermost */
 	struct blk_request *pool[BLK_QUEUES], *free[BLK_QUEUES];
+	uint64_t moved;	      /* bytes, by all requests that were begun; the worker's */
 	unsigned unsignalled; /* queues; the worker's */
 };
 
@@ -180,6 +184,7 @@ static void request_submit(struct blk_request *req, enum block_op op, uint64_t s
 	req->block.iov = req->iov;
 	req->block.done = request_done;
 	req->block.arg = req;
+	req->blk->moved += length;
 	block_run(req->blk->block, &req->block);
 }
 
@@ -285,7 +290,9 @@ static void request_begin(struct blk_request *req)
 /* True: there may be more. */
 static bool queue_serve(struct blk *blk, struct virtqueue *vq)
 {
-	for (unsigned i = 0; i < BLK_BATCH; i++) {
+	uint64_t end = blk->moved + BLK_BATCH_BYTES;
+
+	for (unsigned i = 0; i < BLK_BATCH && blk->moved < end; i++) {
 		struct blk_request *req = request_take(blk, vq->index);
 
 		if (!req)
@@ -303,9 +310,10 @@ static void blk_notify(struct virtio_device *dev, unsigned queue)
 {
 	struct blk *blk = (struct blk *)dev;
 	struct virtqueue *vq = &dev->queue[queue];
+	uint64_t end = blk->moved + BLK_TURN_BYTES;
 	bool more = true;
 
-	for (unsigned i = 0; i < BLK_ROUNDS && more; i++) {
+	for (unsigned i = 0; i < BLK_TURN / BLK_BATCH && blk->moved < end && more; i++) {
 		more = queue_serve(blk, vq);
 		block_kick(blk->block);
 		block_poll(blk->block);

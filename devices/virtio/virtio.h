@@ -80,7 +80,7 @@ struct virtio_type {
 	/* Ends requests that are done, if any: true. On worker 0, without a lock, whenever it looks for work or its doorbell
 	 * (dev->worker[0].doorbell) was rung, parked or not. The worker has to be an eager one. May be NULL. */
 	bool (*poll)(struct virtio_device *dev);
-	/* Is the host's kernel at something that `poll` will end? On worker 0, without a lock. NULL where `poll` is. */
+	/* Is the host's hardware at something that `poll` will end? On worker 0, without a lock. NULL where `poll` is. */
 	bool (*awaits)(struct virtio_device *dev);
 	/* When it returns, every chain that was popped was pushed, and none of the device's own threads touches a queue
 	 * until `start`. The workers are parked already. With `discard` the driver resets the device: what has not begun
