@@ -40,7 +40,8 @@ struct net {
 	int timer;
 	struct loop_fd timer_node;
 	bool stalled;
-	pid_t child; /* slirp's process; 0: none */
+	pid_t child;	     /* slirp's process; 0: none */
+	uint32_t untold_mtu; /* the guest's, which slirp's process has to hear of; 0: it has */
 	/* listen */
 	int listener;
 	struct loop_fd listener_node;

@@ -80,6 +80,17 @@ static int await_start(int socket, struct error *err)
 	return text[0] == '\0' ? 0 : error_set(err, EINVAL, "slirp: %s", text);
 }
 
+/* False: the socket is full. */
+static bool tell_mtu(struct net *net)
+{
+	const uint32_t word = net->untold_mtu;
+
+	if (send(net->fd, &word, SLIRP_CONTROL, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 && errno == EAGAIN)
+		return false;
+	net->untold_mtu = 0;
+	return true;
+}
+
 static ssize_t slirp_send(struct net *net, const struct net_header *header, const struct iovec *iov,
 			  unsigned iovs, size_t length)
 {
@@ -87,6 +98,8 @@ static ssize_t slirp_send(struct net *net, const struct net_header *header, cons
 
 	(void)header;
 	(void)length;
+	if (net->untold_mtu != 0 && !tell_mtu(net))
+		return -EAGAIN;
 	return sendmsg(net->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 ? -errno : 0;
 }
 
@@ -100,11 +113,9 @@ static ssize_t slirp_receive(struct net *net, struct net_header *header, void *f
 
 static void slirp_configure(struct net *net, unsigned offloads, unsigned mtu)
 {
-	uint32_t word = mtu;
-
 	(void)offloads;
-	/* Lost only if the process hangs. */
-	send(net->fd, &word, SLIRP_CONTROL, MSG_NOSIGNAL | MSG_DONTWAIT);
+	net->untold_mtu = mtu;
+	tell_mtu(net); /* or before the next frame */
 }
 
 const struct net_kind net_slirp = {

@@ -1,6 +1,6 @@
 /*
  * Landlock (Linux, Documentation/userspace-api/landlock.rst) and seccomp (seccomp_filter.rst). The filter is written by
- * hand: it is a list of numbers and four checks of arguments, which is no work for a library.
+ * hand: it is a list of numbers and a few checks of arguments, which is no work for a library.
  */
 #include "backend/net/slirp_confine.h"
 

@@ -2,7 +2,8 @@
  * skep-slirp: a network in user space for one NIC, by libslirp, in a process of its own, so that what parses the
  * guest's packets and the world's holds neither the guest's memory nor its disks. Started by skep only (slirp.c).
  *
- * It ends when skep closes its socket. What it may do is in slirp_confine.h.
+ * It ends when skep closes its socket. What it may do is in slirp_confine.h. Left out of what libslirp can: forwarding ports to
+ * IPv6 addresses, programs behind addresses of the guest's (guestfwd), TFTP, SMB.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -15,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -27,7 +29,16 @@
 #define ETHER 14 /* bytes of a frame before the packet */
 #define TIMERS 16
 #define POLLS_MAX 4096
-#define SEND_MS 50 /* how long a frame waits for the guest before it is lost */
+#define FILES_MAX (POLLS_MAX - 16)
+#define MEMORY_MAX_BYTES (1ull << 30) /* 256 KiB for each of as many connections */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED true /* which takes terabytes of addresses */
+#elif defined(__has_feature)
+#define SANITIZED (__has_feature(address_sanitizer) || __has_feature(thread_sanitizer))
+#else
+#define SANITIZED false
+#endif
+#define SEND_MS 50		      /* how long a frame waits for the guest before it is lost */
 
 struct timer {
 	SlirpTimerCb fn;
@@ -358,6 +369,17 @@ static Slirp *create(struct process *process, bool open)
 	return slirp_new(&config, &callbacks, process);
 }
 
+/* What a guest can make libslirp hold, fragments of packets above all, has no bound of its own. */
+static void limit(int what, rlim_t most)
+{
+	struct rlimit limit;
+
+	if (getrlimit(what, &limit) == 0 && limit.rlim_cur > most) {
+		limit.rlim_cur = most;
+		setrlimit(what, &limit);
+	}
+}
+
 int main(int argc, char *argv[])
 {
 	static struct process process;
@@ -377,6 +399,9 @@ int main(int argc, char *argv[])
 	if (process.slirp == NULL)
 		refuse("libslirp refuses to start");
 	forward_all(process.slirp, argv[2]);
+	limit(RLIMIT_NOFILE, FILES_MAX);
+	if (!SANITIZED)
+		limit(RLIMIT_DATA, MEMORY_MAX_BYTES);
 	rc = slirp_confine();
 	if (rc != 0)
 		refuse("no seccomp filter: %s", strerror(-rc));

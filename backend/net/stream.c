@@ -1,5 +1,6 @@
 /*
- * Frames on a UNIX stream socket, each after its length in 4 bytes, big-endian: what passt and QEMU speak.
+ * Frames on a UNIX stream socket, each after its length in 4 bytes, big-endian: what passt and QEMU speak. Left out: offloads
+ * (there is no header for them), reconnecting to a listener.
  */
 #include <endian.h>
 #include <errno.h>
@@ -20,6 +21,14 @@ void stream_reset(struct net *net)
 	net->in_at = net->in_len = net->out_at = net->out_len = 0;
 }
 
+/* After an error in the middle of a frame nothing that is sent means anything. True: nothing waits. */
+static bool give_up(struct net *net)
+{
+	shutdown(net->fd, SHUT_RDWR); /* the loop closes it */
+	net->out_at = net->out_len = 0;
+	return true;
+}
+
 bool stream_push(struct net *net)
 {
 	while (net->out_at < net->out_len) {
@@ -28,8 +37,10 @@ bool stream_push(struct net *net)
 
 		if (n < 0 && errno == EINTR)
 			continue;
+		if (n < 0 && errno == EAGAIN)
+			return false;
 		if (n < 0)
-			return errno != EAGAIN; /* gone: nothing waits any more */
+			return give_up(net);
 		net->out_at += (size_t)n;
 	}
 	net->out_at = net->out_len = 0;
@@ -53,7 +64,7 @@ static ssize_t stream_send(struct net *net, const struct net_header *header,
 	memcpy(parts + 1, iov, iovs * sizeof(*iov));
 	n = sendmsg(net->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
 	if (n < 0)
-		return -errno;
+		return -errno; /* nothing of the frame */
 	skip = (size_t)n;
 	for (unsigned i = 0; i < 1 + iovs; i++) {
 		size_t sent = skip < parts[i].iov_len ? skip : parts[i].iov_len;
@@ -90,8 +101,12 @@ static ssize_t stream_receive(struct net *net, struct net_header *header, void *
 		net->in_len -= net->in_at;
 		net->in_at = 0;
 		n = recv(net->fd, net->in + net->in_len, BUFFER_SIZE - net->in_len, MSG_DONTWAIT);
-		if (n <= 0)
-			return n < 0 && errno != EAGAIN ? -errno : 0;
+		if (n == 0) { /* it will not send, so it need not hear */
+			shutdown(net->fd, SHUT_RDWR);
+			return -EPIPE;
+		}
+		if (n < 0)
+			return errno != EAGAIN ? -errno : 0;
 		net->in_len += (size_t)n;
 		length = next_frame(net);
 	}
