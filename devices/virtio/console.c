@@ -1,7 +1,8 @@
 /*
  * virtio-console: serial ports without a UART (Virtual I/O Device 1.2, section 5.3), up to 16. Each has a name and a console
  * of the host (backend/console/console.h). The port named "console" is what the guest calls a console, hvc0; the
- * others are /dev/virtio-ports/NAME. It is port 0, the only one for a driver without MULTIPORT. Input for a port waits until
+ * others are /dev/virtio-ports/NAME. It is port 0, which is the first one where none is named so, and the only one for a driver
+ * without MULTIPORT. Input for a port waits until
  * the driver has it open. Left out: the size of the terminal, emergency write, hot-plugging ports; to the driver the host's
  * side is always open, and what is written while nobody is there is dropped.
  *
@@ -17,6 +18,7 @@
 #define CONSOLE_PORTS 16
 #define CONSOLE_QUEUE_SIZE 64
 #define CONSOLE_NAME "console"
+#define PORT_NAME_MAX 63
 
 #define CONSOLE_F_MULTIPORT (1ull << 1)
 
@@ -39,6 +41,11 @@ enum control_event {
 	CONTROL_PORT_NAME,
 };
 
+/* Those that the driver is told */
+#define CONTROL_DUE                                                                        \
+	(1u << CONTROL_DEVICE_ADD | 1u << CONTROL_CONSOLE_PORT | 1u << CONTROL_PORT_OPEN | \
+	 1u << CONTROL_PORT_NAME)
+
 struct control {
 	uint32_t id;
 	uint16_t event, value;
@@ -49,14 +56,15 @@ struct console_state {
 	uint8_t due
 		[CONSOLE_PORTS]; /* a bit for each control event that the driver has to be told */
 	uint32_t written
-		[CONSOLE_PORTS];  /* bytes of the next request that the host has taken already */
-	bool open[CONSOLE_PORTS]; /* somebody in the guest has it open */
+		[CONSOLE_PORTS];   /* bytes of the next request that the host has taken already */
+	bool open[CONSOLE_PORTS];  /* somebody in the guest has it open */
+	bool added[CONSOLE_PORTS]; /* the driver was told that there is such a port */
 };
 
 struct port {
 	struct vconsole *owner;
 	unsigned index;
-	char name[32];
+	char name[PORT_NAME_MAX + 1];
 	struct console *console;
 };
 
@@ -180,19 +188,31 @@ static void port_set_open(struct vconsole *vc, unsigned port, bool open)
 		virtio_kick(&vc->dev, queue_rx(port));
 }
 
+static bool port_added(struct vconsole *vc, unsigned port)
+{
+	bool added;
+
+	pthread_mutex_lock(&vc->dev.device.lock);
+	added = vc->state.added[port];
+	pthread_mutex_unlock(&vc->dev.device.lock);
+	return added;
+}
+
 static void control_received(struct vconsole *vc, const struct control *control)
 {
 	if (control->event == CONTROL_DEVICE_READY && control->value == 1) {
 		for (unsigned i = 0; i < vc->ports; i++)
-			due_set(vc, i, 1u << CONTROL_DEVICE_ADD);
-	} else if (control->event == CONTROL_PORT_READY && control->value == 1 &&
-		   control->id < vc->ports) {
+			if (!port_added(vc, i))
+				due_set(vc, i, 1u << CONTROL_DEVICE_ADD);
+	} else if (control->id >= vc->ports) {
+		; /* there is no such port */
+	} else if (control->event == CONTROL_PORT_READY && control->value == 1) {
 		bool console = strcmp(vc->port[control->id].name, CONSOLE_NAME) == 0;
 
 		due_set(vc, control->id,
 			(uint8_t)(1u << CONTROL_PORT_NAME | 1u << CONTROL_PORT_OPEN |
 				  (console ? 1u << CONTROL_CONSOLE_PORT : 0)));
-	} else if (control->event == CONTROL_PORT_OPEN && control->id < vc->ports) {
+	} else if (control->event == CONTROL_PORT_OPEN) {
 		port_set_open(vc, control->id, control->value == 1);
 	}
 }
@@ -240,6 +260,7 @@ static bool control_send(struct vconsole *vc, unsigned port, int event)
 	virtqueue_push(vq, &chain, done);
 	pthread_mutex_lock(&vc->dev.device.lock);
 	vc->state.due[port] &= (uint8_t) ~(1u << event);
+	vc->state.added[port] |= event == CONTROL_DEVICE_ADD;
 	pthread_mutex_unlock(&vc->dev.device.lock);
 	return true;
 }
@@ -282,6 +303,7 @@ static void console_reset(struct virtio_device *dev)
 	memset(vc->state.due, 0, sizeof(vc->state.due));
 	memset(vc->state.written, 0, sizeof(vc->state.written));
 	memset(vc->state.open, 0, sizeof(vc->state.open));
+	memset(vc->state.added, 0, sizeof(vc->state.added));
 }
 
 static const struct virtio_type console_type = {
@@ -306,8 +328,9 @@ static void on_writable(void *arg)
 	virtio_kick(&port->owner->dev, queue_rx(port->index) + 1);
 }
 
-static int port_open(struct vconsole *vc, struct port *port, struct config *leaf, struct error *err)
+static int port_open(struct vconsole *vc, const char *name, struct config *leaf, struct error *err)
 {
+	struct port *port = &vc->port[vc->ports];
 	const struct console_events events = {on_readable, on_writable, port};
 	struct vm *vm = vc->dev.device.vm;
 	const struct console_escape escape = {vm_quit, vm_command, vm};
@@ -316,11 +339,8 @@ static int port_open(struct vconsole *vc, struct port *port, struct config *leaf
 	int rc;
 
 	port->owner = vc;
-	port->index = (unsigned)(port - vc->port);
-	if (strlen(config_name(leaf)) >= sizeof(port->name))
-		return error_set(err, EINVAL, "port %s: a name has %zu characters at most",
-				 config_name(leaf), sizeof(port->name) - 1);
-	strcpy(port->name, config_name(leaf));
+	port->index = vc->ports++;
+	strcpy(port->name, name);
 	if (spec[0] == '/' && strncmp(spec, "/dev/", 5) != 0) {
 		snprintf(path, sizeof(path), "unix=%s", spec);
 		spec = path;
@@ -331,9 +351,21 @@ static int port_open(struct vconsole *vc, struct port *port, struct config *leaf
 	return rc;
 }
 
-static bool is_port(struct config *child)
+/* What every PCI device has, and no port. */
+static bool is_reserved(struct config *child)
 {
-	return config_is_leaf(child) && strcmp(config_name(child), "device") != 0;
+	return strcmp(config_name(child), "device") == 0 ||
+	       strcmp(config_name(child), "pcireg") == 0;
+}
+
+/* A name with dots, as org.qemu.guest_agent.0 is, is a path in the tree. */
+static unsigned count_leaves(struct config *node)
+{
+	unsigned n = 0;
+
+	for (struct config *c = config_first(node); c; c = config_next(c))
+		n += config_is_leaf(c) ? 1 : count_leaves(c);
+	return n;
 }
 
 static unsigned count_ports(struct config *config)
@@ -341,8 +373,29 @@ static unsigned count_ports(struct config *config)
 	unsigned n = 0;
 
 	for (struct config *c = config_first(config); c; c = config_next(c))
-		n += is_port(c);
+		n += is_reserved(c) ? 0 : config_is_leaf(c) ? 1 : count_leaves(c);
 	return n;
+}
+
+/* The ports at and below `child`, whose name is `above` and its own. */
+static int open_port(struct vconsole *vc, const char *above, struct config *child,
+		     struct error *err)
+{
+	char name[PORT_NAME_MAX + 1];
+	int rc = 0, n = snprintf(name, sizeof(name), "%s%s", above, config_name(child));
+
+	if ((size_t)n >= sizeof(name))
+		return error_set(err, EINVAL, "port %s%s: a name has %d characters at most", above,
+				 config_name(child), PORT_NAME_MAX);
+	if (config_is_leaf(child))
+		return port_open(vc, name, child, err);
+	for (struct config *c = config_first(child); c && !rc; c = config_next(c)) {
+		char path[PORT_NAME_MAX + 2];
+
+		snprintf(path, sizeof(path), "%s.", name);
+		rc = open_port(vc, path, c, err);
+	}
+	return rc;
 }
 
 /* The console first. */
@@ -351,11 +404,11 @@ static int open_ports(struct vconsole *vc, struct config *config, struct error *
 	struct config *console = config_find(config, CONSOLE_NAME);
 	int rc = 0;
 
-	if (console)
-		rc = port_open(vc, &vc->port[vc->ports++], console, err);
+	if (console && config_is_leaf(console))
+		rc = open_port(vc, "", console, err);
 	for (struct config *c = config_first(config); c && !rc; c = config_next(c))
-		if (is_port(c) && c != console)
-			rc = port_open(vc, &vc->port[vc->ports++], c, err);
+		if (!is_reserved(c) && (c != console || !config_is_leaf(c)))
+			rc = open_port(vc, "", c, err);
 	return rc;
 }
 
@@ -411,14 +464,18 @@ static int console_create(struct vm *vm, struct config *config, struct device **
 
 static bool console_check(const void *state)
 {
-	return virtio_state_check(&((const struct console_state *)state)->virtio);
+	const struct console_state *s = state;
+
+	for (unsigned i = 0; i < CONSOLE_PORTS; i++)
+		if (s->due[i] & ~CONTROL_DUE)
+			return false;
+	return virtio_state_check(&s->virtio);
 }
 
 static const struct state_field console_fields[] = {
-	VIRTIO_FIELDS(struct console_state, virtio),
-	STATE_ARRAY(struct console_state, due),
-	STATE_ARRAY(struct console_state, written),
-	STATE_ARRAY(struct console_state, open),
+	VIRTIO_FIELDS(struct console_state, virtio), STATE_ARRAY(struct console_state, due),
+	STATE_ARRAY(struct console_state, written),  STATE_ARRAY(struct console_state, open),
+	STATE_ARRAY(struct console_state, added),
 };
 
 static const struct state_table console_table =

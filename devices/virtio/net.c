@@ -1,8 +1,10 @@
 /*
  * virtio-net: OASIS Virtual I/O Device (VIRTIO) Version 1.2, section 5.1. One pair of queues, mergeable receive buffers, the
  * control queue with MAC address, MAC table and receive modes, link status, MTU, and those of checksum and TCP
- * segmentation offloads that the back end can do (backend/net/net.h). Left out: UDP segmentation, multi-queue, RSS, VLAN
- * filters, changing offloads at run time, announcements.
+ * segmentation offloads that the back end can do (backend/net/net.h); of the legacy interface, a MAC address that the driver
+ * writes into the configuration. Left out: UDP segmentation, multi-queue, RSS and hash reports, VLAN filters, the further
+ * receive modes (CTRL_RX_EXTRA), changing offloads at run time, announcements, the lengths of headers (GUEST_HDRLEN), coalescing
+ * (RSC_EXT, NOTF_COAL), standby, speed and duplex, and the legacy F_GSO.
  *
  * Keys: `backend` and its own (backend/net/net.h); `mac`; pcireg.* (bus/pci.h).
  *
@@ -167,6 +169,8 @@ static bool wanted(struct virtio_net *nic, const uint8_t *mac)
 	pthread_mutex_lock(&nic->dev.device.lock);
 	if (s->promisc || memcmp(mac, broadcast, MAC_LEN) == 0)
 		yes = true;
+	else if (!(mac[0] & 1) && !virtio_has(&nic->dev, NET_F_MAC))
+		yes = true; /* the driver has an address of its own, which it cannot tell */
 	else if (mac[0] & 1)
 		yes = s->allmulti || s->all_multicast || !virtio_has(&nic->dev, NET_F_CTRL_RX) ||
 		      in_table(s->multicast, s->multicasts, mac);
@@ -190,10 +194,20 @@ static unsigned take_buffers(struct virtio_net *nic, size_t need, bool *fits)
 		room += nic->rx[n++].writable_len;
 	if (room >= need)
 		return n;
-	*fits = n < max;
+	*fits = n < max && n < vq->size;
 	while (n > 0)
 		virtqueue_unpop(vq, &nic->rx[--n]);
 	return 0;
+}
+
+/* Is this type of segmentation one that was agreed on, by these features? */
+static bool gso_agreed(const struct virtio_device *dev, uint8_t type, uint64_t tso4, uint64_t tso6,
+		       uint64_t ecn)
+{
+	if (virtio_has(dev, ecn))
+		type &= (uint8_t)~GSO_ECN;
+	return type == 0 || (type == GSO_TCPV4 && virtio_has(dev, tso4)) ||
+	       (type == GSO_TCPV6 && virtio_has(dev, tso6));
 }
 
 /* The header of the frame as the driver may see it; false: the frame is not what it has agreed to (a tap may still
@@ -207,7 +221,8 @@ static bool make_header(const struct virtio_net *nic, unsigned buffers, uint8_t 
 			return false;
 		header.flags = 0;
 	}
-	if (header.gso_type != 0 && !(nic->dev.state->driver_features & GUEST_TSO))
+	if (!gso_agreed(&nic->dev, header.gso_type, NET_F_GUEST_TSO4, NET_F_GUEST_TSO6,
+			NET_F_GUEST_ECN))
 		return false;
 	if (header.gso_type == 0 && virtio_has(&nic->dev, NET_F_MTU) &&
 	    nic->frame_len > net_mtu(nic->net) + ETHER_MAX)
@@ -290,14 +305,11 @@ static bool read_header(const struct virtio_net *nic, const struct virtio_chain 
 			struct net_header *header)
 {
 	const struct virtio_device *dev = &nic->dev;
-	uint8_t type;
 
 	if (virtio_chain_read(chain, 0, header, sizeof(*header)) != sizeof(*header))
 		return false;
 	header->flags &= virtio_has(dev, NET_F_CSUM) ? NET_NEEDS_CSUM : 0;
-	type = header->gso_type & (uint8_t) ~(virtio_has(dev, NET_F_HOST_ECN) ? GSO_ECN : 0);
-	return type == 0 || (type == GSO_TCPV4 && virtio_has(dev, NET_F_HOST_TSO4)) ||
-	       (type == GSO_TCPV6 && virtio_has(dev, NET_F_HOST_TSO6));
+	return gso_agreed(dev, header->gso_type, NET_F_HOST_TSO4, NET_F_HOST_TSO6, NET_F_HOST_ECN);
 }
 
 /* -EAGAIN: later. A chain that is no frame is dropped. */
@@ -403,6 +415,7 @@ static bool command(struct virtio_net *nic, const struct virtio_chain *chain)
 			return false;
 		memcpy(s->mac, mac, MAC_LEN);
 		memcpy(nic->dev.config, mac, MAC_LEN);
+		nic->dev.state->generation++;
 		return true;
 	}
 	return false;
@@ -472,12 +485,24 @@ static void net_reset_state(struct virtio_device *dev)
 	memcpy(dev->config, nic->mac, MAC_LEN);
 }
 
+/* The legacy way to set the MAC address (5.1.4). */
+static void net_config_write(struct virtio_device *dev, unsigned offset, unsigned size)
+{
+	(void)offset;
+	(void)size;
+	memcpy(net_of(dev)->state.mac, dev->config, MAC_LEN);
+}
+
 /* 5.1.3.1 */
 static bool net_features_ok(struct virtio_device *dev, uint64_t features)
 {
 	(void)dev;
 	return (!(features & HOST_TSO) || (features & NET_F_CSUM)) &&
-	       (!(features & GUEST_TSO) || (features & NET_F_GUEST_CSUM));
+	       (!(features & GUEST_TSO) || (features & NET_F_GUEST_CSUM)) &&
+	       (!(features & NET_F_HOST_ECN) || (features & (NET_F_HOST_TSO4 | NET_F_HOST_TSO6))) &&
+	       (!(features & NET_F_GUEST_ECN) ||
+		(features & (NET_F_GUEST_TSO4 | NET_F_GUEST_TSO6))) &&
+	       (!(features & (NET_F_CTRL_RX | NET_F_CTRL_MAC_ADDR)) || (features & NET_F_CTRL_VQ));
 }
 
 /* What the back end can do, as features. */
@@ -496,6 +521,7 @@ static void set_config(struct virtio_net *nic)
 	uint16_t mtu = (uint16_t)net_mtu(nic->net);
 
 	nic->dev.config_len = CONFIG_LEN;
+	memset(nic->dev.config_writable, 0xff, MAC_LEN);
 	memcpy(nic->dev.config + CONFIG_MTU, &mtu, sizeof(mtu));
 }
 
@@ -503,6 +529,7 @@ static const struct virtio_type net_type = {
 	.type = VIRTIO_TYPE_NET,
 	.cls = 2, /* network controller */
 	.subclass = 0,
+	.config_write = net_config_write,
 	.start = net_start,
 	.features_ok = net_features_ok,
 	.notify = net_notify,

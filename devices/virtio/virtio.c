@@ -92,7 +92,8 @@ static struct virtio_device *device_of(struct pci_function *fn)
 
 static void intx_follow(struct virtio_device *dev)
 {
-	pci_intx_set(&dev->fn, dev->state->isr != 0 && !pci_msix_enabled(&dev->fn));
+	pci_intx_set(&dev->fn, dev->state->isr != 0 && !pci_msix_enabled(&dev->fn) &&
+				       !pci_msi_enabled(&dev->fn));
 }
 
 /* 4.1.4.5.1: the bit of the configuration is set with MSI-X too, that of the queues only without. */
@@ -392,13 +393,19 @@ static void queue_start(struct virtio_device *dev, unsigned q)
 	virtio_kick(dev, q);
 }
 
-/* Drivers of the legacy interface may use a queue before they say DRIVER_OK, and did. */
+/* Drivers of the legacy interface may use a queue before they say DRIVER_OK, and did; their features are final then
+ * (3.1.2). */
 static bool should_run(const struct virtio_device *dev)
 {
 	const struct virtio_state *s = dev->state;
+	bool any = false;
 
+	if (dev->masterless)
+		return false;
+	for (unsigned q = 0; q < dev->queues; q++)
+		any |= s->enabled[q];
 	return (s->status & VIRTIO_STATUS_DRIVER_OK) ||
-	       (s->legacy && (s->status & VIRTIO_STATUS_DRIVER));
+	       (s->legacy && any && (s->status & VIRTIO_STATUS_DRIVER));
 }
 
 /* Under the lock. */
@@ -435,6 +442,7 @@ static void state_clear(struct virtio_device *dev)
 	s->queue_select = 0;
 	s->config_vector = VIRTIO_NO_VECTOR;
 	s->status = s->isr = 0;
+	s->msix_pending = 0;
 	s->legacy = false;
 	for (unsigned q = 0; q < VIRTIO_QUEUES; q++) {
 		s->size[q] = dev->queue_max[q];
@@ -457,11 +465,31 @@ static void driver_reset(struct virtio_device *dev, bool function)
 	dev->resetting = true;
 	device_stop(dev, true);
 	state_clear(dev);
-	if (function)
+	if (function) {
 		pci_function_reset(&dev->fn);
+		dev->master = dev->masterless = false;
+	}
 	dev->parked = dev->quiesced;
 	dev->resetting = false;
 	pthread_cond_broadcast(&dev->idle);
+	pthread_mutex_unlock(&dev->device.lock);
+}
+
+/* The driver took away the right to access memory, or gave it back: the device stands still in between. Without a lock. */
+static void master_follow(struct virtio_device *dev)
+{
+	pthread_mutex_lock(&dev->device.lock);
+	while (dev->resetting)
+		pthread_cond_wait(&dev->idle, &dev->device.lock);
+	if (dev->masterless && dev->started) {
+		dev->resetting = true;
+		device_stop(dev, false);
+		dev->parked = dev->quiesced;
+		dev->resetting = false;
+		pthread_cond_broadcast(&dev->idle);
+	} else if (!dev->quiesced) {
+		device_start(dev);
+	}
 	pthread_mutex_unlock(&dev->device.lock);
 }
 
@@ -533,13 +561,14 @@ static void status_write(struct virtio_device *dev, uint8_t status)
 	device_start(dev);
 }
 
-/* Features are fixed once they were accepted, or used. */
-static void features_write(struct virtio_device *dev, unsigned word, uint32_t value)
+/* Features are fixed once they were accepted, or used. One interface has no say in what the other has begun. */
+static void features_write(struct virtio_device *dev, unsigned word, uint32_t value, bool legacy)
 {
 	struct virtio_state *s = dev->state;
 	unsigned shift = 32 * word;
 
-	if (word > 1 || (s->status & (VIRTIO_STATUS_FEATURES_OK | VIRTIO_STATUS_DRIVER_OK)))
+	if (word > 1 || dev->started || s->legacy != legacy ||
+	    (s->status & (VIRTIO_STATUS_FEATURES_OK | VIRTIO_STATUS_DRIVER_OK)))
 		return;
 	s->driver_features = (s->driver_features & ~(0xffffffffull << shift)) | (uint64_t)value
 											<< shift;
@@ -657,7 +686,7 @@ static void common_write(struct virtio_device *dev, uint64_t offset, unsigned si
 	else if (offset == DRIVER_FEATURE_SELECT && size == 4)
 		s->driver_feature_select = (uint32_t)value;
 	else if (offset == DRIVER_FEATURE && size == 4)
-		features_write(dev, s->driver_feature_select, (uint32_t)value);
+		features_write(dev, s->driver_feature_select, (uint32_t)value, false);
 	else if (offset == CONFIG_VECTOR && size == 2)
 		s->config_vector = vector_checked(dev, value);
 	else if (offset == DEVICE_STATUS && size == 1)
@@ -709,8 +738,6 @@ static void modern_write(void *arg, uint64_t offset, unsigned size, uint64_t val
 	if (!dev->resetting) {
 		if (PAGE_OF(offset) == COMMON_OFFSET)
 			common_write(dev, offset - COMMON_OFFSET, size, value);
-		else if (PAGE_OF(offset) == DEVICE_OFFSET)
-			config_store(dev, offset - DEVICE_OFFSET, size, value);
 	}
 	pthread_mutex_unlock(&dev->device.lock);
 }
@@ -781,6 +808,8 @@ static void legacy_queue_place(struct virtio_device *dev, uint32_t page)
 		     ~(uint64_t)(LEGACY_PAGE - 1);
 	if (dev->started)
 		queue_start(dev, q);
+	else
+		device_start(dev);
 }
 
 static void legacy_header_write(struct virtio_device *dev, uint64_t offset, unsigned size,
@@ -789,12 +818,14 @@ static void legacy_header_write(struct virtio_device *dev, uint64_t offset, unsi
 	struct virtio_state *s = dev->state;
 
 	if (offset == LEGACY_DRIVER_FEATURES && size == 4) {
-		features_write(dev, 0, (uint32_t)(value & dev->features));
+		features_write(dev, 0, (uint32_t)(value & dev->features), true);
 	} else if (offset == LEGACY_QUEUE_ADDRESS && size == 4) {
 		legacy_queue_place(dev, (uint32_t)value);
 	} else if (offset == LEGACY_QUEUE_SELECT && size == 2) {
 		s->queue_select = (uint16_t)value;
 	} else if (offset == LEGACY_STATUS && size == 1) {
+		if (!s->legacy && !dev->started)
+			s->driver_features = 0;
 		s->legacy = true;
 		status_write(dev, (uint8_t)value);
 	} else if (offset == LEGACY_CONFIG_VECTOR && size == 2) {
@@ -864,11 +895,16 @@ static void config_written(struct pci_function *fn, unsigned offset, unsigned si
 {
 	struct virtio_device *dev = device_of(fn);
 
+	bool master = pci_get16(fn, PCI_COMMAND) & PCI_COMMAND_MASTER;
+
 	(void)size;
 	(void)old;
-	fn->deferred = offset == dev->window + 16;
-	if (fn->msix && offset >= fn->msix && offset < fn->msix + 4)
-		intx_follow(dev);
+	dev->window_due = offset == dev->window + 16;
+	fn->deferred = dev->window_due || master != dev->master;
+	/* A driver that never asked for the right, as old ones did not, has it all the same. */
+	dev->masterless = !master && (dev->master || dev->masterless);
+	dev->master = master;
+	intx_follow(dev);
 }
 
 static void window_write(struct pci_function *fn)
@@ -880,11 +916,18 @@ static void window_write(struct pci_function *fn)
 	bool good;
 
 	pthread_mutex_lock(&dev->device.lock);
-	good = window_target(fn, dev->window, &at, &len);
+	good = dev->window_due && window_target(fn, dev->window, &at, &len);
+	dev->window_due = false;
 	value = pci_get32(fn, dev->window + 16);
 	pthread_mutex_unlock(&dev->device.lock);
 	if (good)
 		modern_write(dev, at, len, len == 4 ? value : value & ((1u << (8 * len)) - 1));
+}
+
+static void config_deferred(struct pci_function *fn)
+{
+	window_write(fn);
+	master_follow(device_of(fn));
 }
 
 static void function_reset(struct pci_function *fn)
@@ -895,7 +938,7 @@ static void function_reset(struct pci_function *fn)
 static const struct pci_function_ops function_ops = {
 	.read = config_read,
 	.write = config_written,
-	.deferred = window_write,
+	.deferred = config_deferred,
 	.flr = function_reset,
 };
 

@@ -2,7 +2,8 @@
  * virtio: OASIS Virtual I/O Device (VIRTIO) Version 1.2, as PCI devices (section 4.1), modern and transitional: the
  * legacy interface (4.1.4.10 and the "Legacy Interface" sections) is there for guests that know nothing else. Split
  * rings (2.7), indirect descriptors, EVENT_IDX, MSI-X, and MSI instead with -W. Left out: packed rings, queue reset,
- * shared memory, IOMMU (ACCESS_PLATFORM).
+ * shared memory, IOMMU (ACCESS_PLATFORM, ORDER_PLATFORM), IN_ORDER, NOTIFICATION_DATA, NOTIF_CONFIG_DATA, SR-IOV, and the legacy
+ * NOTIFY_ON_EMPTY.
  *
  * The core owns the PCI function, the transport's registers, feature negotiation and the rings. A device embeds a
  * struct virtio_device first and a struct virtio_state in its state, says what it is in a struct virtio_type, and gets
@@ -68,8 +69,8 @@ struct virtqueue;
 struct virtio_type {
 	uint16_t type;	       /* VIRTIO_TYPE_* */
 	uint8_t cls, subclass; /* of PCI */
-	/* The device's configuration was written by the driver: dev->config has the new bytes. Only where
-	 * dev->config_writable says so. Under the lock. May be NULL. */
+	/* The device's configuration was written by a driver of the legacy interface: dev->config has the new bytes. Only
+	 * where dev->config_writable says so. Under the lock. May be NULL. */
 	void (*config_write)(struct virtio_device *dev, unsigned offset, unsigned size);
 	/* Are these features, a subset of those offered, a combination that works? Under the lock. NULL: all are. */
 	bool (*features_ok)(struct virtio_device *dev, uint64_t features);
@@ -182,8 +183,11 @@ struct virtio_device {
 	bool parked;	     /* workers stay outside of `notify` */
 	bool resetting;
 	bool quiesced;
-	bool started; /* `start` was called */
-	bool ready;   /* virtio_init() has succeeded */
+	bool started;	 /* `start` was called */
+	bool ready;	 /* virtio_init() has succeeded */
+	bool master;	 /* the PCI command register's Bus Master Enable */
+	bool masterless; /* it was set and is not any more: no access to memory (PCI 3.0, 6.2.2) */
+	bool window_due; /* the window's data were written */
 	unsigned
 		window; /* offset of the capability that reaches the BAR through the configuration space */
 };

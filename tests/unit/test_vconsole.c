@@ -152,8 +152,8 @@ static int set_up(void **state)
 	assert_non_null(c);
 	strcpy(c->directory, "/tmp/skep-test-XXXXXX");
 	assert_non_null(mkdtemp(c->directory));
-	snprintf(list, sizeof(list), "console=%s/console,agent=%s/org.skep.test", c->directory,
-		 c->directory);
+	snprintf(list, sizeof(list), "console=%s/console,org.skep.agent.0=%s/org.skep.test",
+		 c->directory, c->directory);
 	driver_set_up((void **)&c->d, "virtio-console", list, true);
 	pthread_create(&c->loop, NULL, run_loop, c->d->f->vm.loop);
 	*state = c;
@@ -188,9 +188,10 @@ static void ports_have_names(void **state)
 	expect(d, 0, CONSOLE_PORT, "");
 	expect(d, 0, PORT_OPEN, "");
 	expect(d, 0, PORT_NAME, "console");
+	control(d, 0, DEVICE_READY, 1); /* nothing is added twice */
 	control(d, 1, PORT_READY, 1);
 	expect(d, 1, PORT_OPEN, "");
-	expect(d, 1, PORT_NAME, "agent");
+	expect(d, 1, PORT_NAME, "org.skep.agent.0");
 	/* Ports that are not there, and events that mean nothing, are no more than that. */
 	control(d, 2, PORT_READY, 1);
 	control(d, UINT32_MAX, PORT_READY, 1);

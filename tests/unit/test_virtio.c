@@ -163,6 +163,62 @@ static void features_are_refused(void **state)
 	assert_int_equal(reg_read(d, STATUS, 1), 15);
 }
 
+/* Once the device runs, nothing that is written changes what was agreed on; nor does one interface what the other began. */
+static void features_stay(void **state)
+{
+	struct driver *d = *state;
+	uint64_t ports = fixture_read(d->f, pci_ecam(PCI_BAR(0)), 4) & ~3ull;
+
+	bring_up(d, VIRTIO_F_VERSION_1);
+	reg_write(d, STATUS, 1, 3); /* FEATURES_OK and DRIVER_OK taken back */
+	reg_write(d, 0x08, 4, 1);
+	reg_write(d, 0x0c, 4, 0xffffffff);
+	reg_write(d, 0x08, 4, 0);
+	reg_write(d, 0x0c, 4, 0xffffffff);
+	assert_int_equal(reg_read(d, 0x0c, 4), 0);
+	reg_write(d, STATUS, 1, 0);
+	reg_write(d, 0x08, 4, 1);
+	reg_write(d, 0x0c, 4, 1); /* VERSION_1, then an old driver comes */
+	fixture_out(d->f, (uint16_t)(ports + 0x12), 1, 3);
+	assert_int_equal(reg_read(d, 0x0c, 4), 0);
+	reg_write(d, 0x0c, 4, 1);
+	assert_int_equal(reg_read(d, 0x0c, 4), 0);
+	fixture_out(d->f, (uint16_t)(ports + 4), 4, 0xffffffff);
+	assert_int_equal(fixture_in(d->f, (uint16_t)(ports + 4), 4),
+			 fixture_in(d->f, (uint16_t)ports, 4));
+}
+
+/* Without the right to access memory nothing is done, and with it again all that was asked for meanwhile. */
+static void bus_mastering_can_be_taken(void **state)
+{
+	struct driver *d = *state;
+	uint16_t used = 0;
+
+	fixture_write(d->f, pci_ecam(PCI_COMMAND), 2, 7);
+	bring_up(d, VIRTIO_F_VERSION_1);
+	descriptor(d, DESC, 0, BUFFER, 8, 2, 0);
+	offer(d, 0, 1);
+	notify(d);
+	await(d, 1);
+	fixture_write(d->f, pci_ecam(PCI_COMMAND), 2, 3);
+	offer(d, 0, 2);
+	notify(d);
+	usleep(20000);
+	peek(d, USED + 2, &used, 2);
+	assert_int_equal(used, 1);
+	fixture_write(d->f, pci_ecam(PCI_COMMAND), 2, 7);
+	assert_int_equal(await(d, 2), 8);
+	fixture_write(d->f, pci_ecam(PCI_COMMAND), 2, 3);
+	bring_up(d, VIRTIO_F_VERSION_1); /* a reset gives no right */
+	offer(d, 0, 1);
+	notify(d);
+	usleep(20000);
+	peek(d, USED + 2, &used, 2);
+	assert_int_equal(used, 0);
+	fixture_write(d->f, pci_ecam(PCI_COMMAND), 2, 7);
+	await(d, 1);
+}
+
 /* Each of these breaks the device, none of them anything else, and a reset mends it. */
 static void bad_chains_break_the_device(void **state)
 {
@@ -764,6 +820,8 @@ int main(void)
 		RND(indirect_tables_work_if_negotiated),
 		RND(event_index_is_kept),
 		RND(features_are_refused),
+		RND(features_stay),
+		RND(bus_mastering_can_be_taken),
 		RND(bad_chains_break_the_device),
 		RND(bad_rings_break_the_device),
 		RND(noise_is_survived),

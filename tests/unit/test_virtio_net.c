@@ -18,6 +18,7 @@
 #include <cmocka.h>
 
 #include "base/loop.h"
+#include "bus/pci.h"
 #include "devices/virtio/virtio.h"
 #include "tests/unit/driver.h"
 
@@ -29,10 +30,11 @@
 #define F_CSUM (1ull << 0)
 #define F_GUEST_CSUM (1ull << 1)
 #define F_MTU (1ull << 3)
+#define F_MAC (1ull << 5)
 #define F_MRG_RXBUF (1ull << 15)
 #define F_CTRL_VQ (1ull << 17)
 #define F_HOST_TSO4 (1ull << 11)
-#define F_USUAL (VIRTIO_F_VERSION_1 | F_MRG_RXBUF | F_CTRL_VQ | F_CSUM)
+#define F_USUAL (VIRTIO_F_VERSION_1 | F_MAC | F_MRG_RXBUF | F_CTRL_VQ | F_CSUM)
 
 static int wire = -1; /* of the test that runs */
 static pthread_t loop_thread;
@@ -461,13 +463,95 @@ static void mtu_is_kept(void **state)
 	assert_int_equal(await(d, 1), HEADER + 9014);
 }
 
+/* A frame that all of the buffers there can be have no room for does not keep the next one waiting. */
+static void small_rings_lose_large_frames(void **state)
+{
+	static uint8_t frame[9000];
+	struct driver *d = *state;
+
+	make_frame(frame, sizeof(frame), 1);
+	bring_up(d, 0); /* clears the rings; no device runs without VERSION_1 */
+	reg_write(d, STATUS, 1, 0);
+	reg_write(d, STATUS, 1, 3);
+	for (unsigned i = 0; i < 2; i++) {
+		reg_write(d, 0x08, 4, i);
+		reg_write(d, 0x0c, 4, (F_USUAL) >> (32 * i) & UINT32_MAX);
+	}
+	reg_write(d, STATUS, 1, 11);
+	reg_write(d, 0x18, 2, 32);
+	reg_write(d, 0x20, 4, DESC);
+	reg_write(d, 0x28, 4, AVAIL);
+	reg_write(d, 0x30, 4, USED);
+	reg_write(d, 0x1c, 2, 1);
+	reg_write(d, STATUS, 1, 15);
+	give_buffers(d, 32, 100);
+	wire_send(frame, sizeof(frame));
+	wire_send(frame, 60);
+	d->queue = RX;
+	assert_int_equal(await(d, 1), HEADER + 60);
+}
+
+/* A driver that has an address of its own cannot say so. */
+static void no_mac_takes_all(void **state)
+{
+	static uint8_t frame[100];
+	struct driver *d = *state;
+
+	bring_up(d, VIRTIO_F_VERSION_1);
+	give_buffers(d, 1, 400);
+	make_frame(frame, sizeof(frame), 1);
+	frame[5] = 9;
+	wire_send(frame, 70);
+	assert_int_equal(await(d, 1), HEADER + 70);
+}
+
+/* Only drivers of the legacy interface set the address in the configuration. */
+static void mac_is_written_by_old_drivers(void **state)
+{
+	struct driver *d = *state;
+	uint64_t ports = fixture_read(d->f, pci_ecam(PCI_BAR(0)), 4) & ~3ull;
+	unsigned header = fixture_read(d->f, pci_ecam(PCI_COMMAND), 2) ? 0x14 : 0;
+
+	bring_up(d, F_USUAL);
+	reg_write(d, CONFIG + 5, 1, 9);
+	assert_int_equal(reg_read(d, CONFIG + 5, 1), 1);
+	reg_write(d, STATUS, 1, 0);
+	fixture_out(d->f, (uint16_t)(ports + 0x12), 1, 3);
+	fixture_out(d->f, (uint16_t)(ports + header + 5), 1, 9);
+	assert_int_equal(fixture_in(d->f, (uint16_t)(ports + header + 5), 1), 9);
+}
+
+/* A peer that ends its half of the connection has gone, and another may come. */
+static void half_closed_peers_are_gone(void **state)
+{
+	struct driver *d = *state;
+	uint8_t byte;
+
+	bring_up(d, F_USUAL);
+	shutdown(wire, SHUT_WR);
+	for (unsigned ms = 0; ms < WAIT_MS && reg_read(d, CONFIG + 6, 2); ms++)
+		usleep(1000);
+	assert_int_equal(reg_read(d, CONFIG + 6, 2), 0);
+	assert_int_equal(recv(wire, &byte, 1, 0), 0);
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 	const struct CMUnitTest tests[] = {
-		TEST(frames_go_out),	     TEST(nonsense_is_not_sent),  TEST(checksums_are_made),
-		TEST(frames_come_in),	     TEST(buffers_come_together), TEST(bad_buffers),
-		TEST(commands_good_and_bad), TEST(features_go_together),  TEST(mtu_is_kept),
+		TEST(frames_go_out),
+		TEST(nonsense_is_not_sent),
+		TEST(checksums_are_made),
+		TEST(frames_come_in),
+		TEST(buffers_come_together),
+		TEST(bad_buffers),
+		TEST(commands_good_and_bad),
+		TEST(features_go_together),
+		TEST(mtu_is_kept),
+		TEST(small_rings_lose_large_frames),
+		TEST(no_mac_takes_all),
+		TEST(mac_is_written_by_old_drivers),
+		TEST(half_closed_peers_are_gone),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
