@@ -295,6 +295,7 @@ void virtio_resume(struct device *device)
 	pthread_mutex_lock(&device->lock);
 	dev->quiesced = dev->parked = false;
 	pci_function_resume(&dev->fn);
+	dev->master = pci_get16(&dev->fn, PCI_COMMAND) & PCI_COMMAND_MASTER;
 	intx_follow(dev);
 	device_start(dev);
 	pthread_mutex_unlock(&device->lock);
