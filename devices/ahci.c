@@ -26,7 +26,28 @@ static void ahci_flr(struct pci_function *fn)
 	ahci_guest_reset((struct ahci *)fn->device, true);
 }
 
-static const struct pci_function_ops ahci_ops = {.flr = ahci_flr};
+static void ahci_config_written(struct pci_function *fn, unsigned offset, unsigned size,
+				uint32_t old)
+{
+	(void)size;
+	(void)old;
+	fn->deferred = offset / 4 == PCI_COMMAND / 4;
+}
+
+/* Bus Master Enable may have changed: without it no command begins (ahci_command.c), and none is under way. */
+static void ahci_master_follow(struct pci_function *fn)
+{
+	struct ahci *ahci = (struct ahci *)fn->device;
+
+	pthread_mutex_lock(&ahci->device.lock);
+	if (!(pci_get16(fn, PCI_COMMAND) & PCI_COMMAND_MASTER))
+		ahci_stop(ahci, false);
+	ahci_restart(ahci);
+	pthread_mutex_unlock(&ahci->device.lock);
+}
+
+static const struct pci_function_ops ahci_ops = {
+	.write = ahci_config_written, .deferred = ahci_master_follow, .flr = ahci_flr};
 
 static void ahci_reset(struct device *device)
 {

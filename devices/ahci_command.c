@@ -373,8 +373,11 @@ static void slot_begin(struct ahci_slot *slot)
 		ahci_disk_command(slot);
 }
 
+/* Under the lock. */
 static struct ahci_slot *work_next(struct ahci *ahci)
 {
+	if (!(pci_get16(&ahci->fn, PCI_COMMAND) & PCI_COMMAND_MASTER))
+		return NULL;
 	for (unsigned i = 0; i < ahci->ports && !ahci->parked; i++) {
 		struct ahci_slot *slot = slot_next(&ahci->port[i]);
 

@@ -240,6 +240,27 @@ static void disk_keeps_what_is_written(void **state)
 	assert_memory_equal(in, out, sizeof(in));
 }
 
+/* Without the right to access memory a command waits. */
+static void bus_mastering_can_be_taken(void **state)
+{
+	const uint8_t fis[20] = {0x27, 0x80, 0xec};
+	struct driver *d = *state;
+	uint16_t id[256] = {0};
+
+	bring_up(d);
+	prd(d, 0, BUFFER, 512);
+	poke(d, BUFFER, id, sizeof(id));
+	fixture_write(d->f, pci_ecam(PCI_COMMAND), 2, 3);
+	issue(d, 0, fis, 1);
+	usleep(20000);
+	peek(d, BUFFER, id, sizeof(id));
+	assert_int_equal(id[60], 0);
+	fixture_write(d->f, pci_ecam(PCI_COMMAND), 2, 7);
+	await(d, 0);
+	peek(d, BUFFER, id, sizeof(id));
+	assert_int_equal(id[60] | id[61] << 16, DISK_SECTORS);
+}
+
 static void bad_commands_are_aborted(void **state)
 {
 	static const struct {
@@ -604,6 +625,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		TEST(disk_says_what_it_is),
 		TEST(disk_keeps_what_is_written),
+		TEST(bus_mastering_can_be_taken),
 		TEST(bad_commands_are_aborted),
 		TEST(noise_is_survived),
 		WITH(host_errors_are_io_errors, set_up_bad_disk),
