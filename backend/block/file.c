@@ -24,7 +24,8 @@
 
 #define BOUNCE_SIZE (256u << 10)
 #define LOCK_PATIENCE_MS 5000
-/* file_run(): larger reads are better told to the kernel, which may use another CPU. Writes to a file take turns there. */
+/* file_run(): io_uring copies what it finds in the cache on this thread too, and larger reads are more likely to miss some. Writes
+ * to one file take turns in the kernel, on whichever thread. */
 #define RUN_READ_MAX (64u << 10)
 #define RUN_WRITE_MAX (1u << 20)
 #define RUN_PAGE 4096
