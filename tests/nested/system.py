@@ -34,7 +34,8 @@ PRESSES = 10
 MASKED = ('systemd-networkd.service', 'systemd-networkd.socket', 'systemd-resolved.service', 'ssh.service', 'e2scrub_reap.service',
           'apt-daily.timer', 'apt-daily-upgrade.timer', 'dpkg-db-backup.timer', 'proc-sys-fs-binfmt_misc.automount',
           'systemd-binfmt.service')
-APPEND = 'root=LABEL=skep console=ttyS0 quiet nohz=off ' + ' '.join(f'systemd.mask={unit}' for unit in MASKED)
+# panic=-1: a kernel that gives up ends skep, and the test with it, and not its patience.
+APPEND = 'root=LABEL=skep console=ttyS0 quiet nohz=off panic=-1 ' + ' '.join(f'systemd.mask={unit}' for unit in MASKED)
 # With systemd's 90 seconds there was never a prompt: the serial port is a device of systemd's only when udev has come to it.
 PATIENCE = '[Manager]\nDefaultTimeoutStartSec=30min\nDefaultDeviceTimeoutSec=30min\n'
 
