@@ -376,9 +376,9 @@ static void slot_begin(struct ahci_slot *slot)
 /* Under the lock. */
 static struct ahci_slot *work_next(struct ahci *ahci)
 {
-	if (!(pci_get16(&ahci->fn, PCI_COMMAND) & PCI_COMMAND_MASTER))
+	if (ahci->parked || !(pci_get16(&ahci->fn, PCI_COMMAND) & PCI_COMMAND_MASTER))
 		return NULL;
-	for (unsigned i = 0; i < ahci->ports && !ahci->parked; i++) {
+	for (unsigned i = 0; i < ahci->ports; i++) {
 		struct ahci_slot *slot = slot_next(&ahci->port[i]);
 
 		if (slot)
