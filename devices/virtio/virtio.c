@@ -591,21 +591,30 @@ static void legacy_queue_place(struct virtio_device *dev, uint32_t page)
 		device_start(dev);
 }
 
+/* The driver speaks the legacy interface, and nothing that was said by the other one counts. */
+static void legacy_take(struct virtio_device *dev)
+{
+	if (dev->state->legacy || dev->started)
+		return;
+	dev->state->legacy = true;
+	dev->state->driver_features = 0;
+}
+
 static void legacy_header_write(struct virtio_device *dev, uint64_t offset, unsigned size,
 				uint64_t value)
 {
 	struct virtio_state *s = dev->state;
 
 	if (offset == LEGACY_DRIVER_FEATURES && size == 4) {
+		if (s->status == 0) /* before it has said anything else */
+			legacy_take(dev);
 		features_write(dev, 0, (uint32_t)(value & dev->features), true);
 	} else if (offset == LEGACY_QUEUE_ADDRESS && size == 4) {
 		legacy_queue_place(dev, (uint32_t)value);
 	} else if (offset == LEGACY_QUEUE_SELECT && size == 2) {
 		s->queue_select = (uint16_t)value;
 	} else if (offset == LEGACY_STATUS && size == 1) {
-		if (!s->legacy && !dev->started)
-			s->driver_features = 0;
-		s->legacy = true;
+		legacy_take(dev);
 		status_write(dev, (uint8_t)value);
 	} else if (offset == LEGACY_CONFIG_VECTOR && size == 2) {
 		s->config_vector = vector_checked(dev, value);
