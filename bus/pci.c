@@ -531,21 +531,20 @@ static void msi_send(struct pci_function *fn, unsigned vector)
 			   (uint64_t)pci_get32(fn, fn->msi + MSI_ADDRESS + 4) << 32;
 
 	vector %= enabled < offered ? enabled : offered;
-	if (pci_get32(fn, fn->msi + MSI_MASK) >> vector & 1) {
+	if (!is_master(fn) || (pci_get32(fn, fn->msi + MSI_MASK) >> vector & 1)) {
 		fn->config[fn->msi + MSI_PENDING + vector / 8] |= (uint8_t)(1u << vector % 8);
 		return;
 	}
-	if (is_master(fn))
-		vm_msi(fn->device->vm, address,
-		       (pci_get16(fn, fn->msi + MSI_DATA) & ~(enabled - 1)) | vector);
+	vm_msi(fn->device->vm, address,
+	       (pci_get16(fn, fn->msi + MSI_DATA) & ~(enabled - 1)) | vector);
 }
 
-/* After a write to the capability: what waited and is free now goes out. */
+/* After a write to the capability, or to the command register: what waited and is free now goes out. */
 static void msi_unmask(struct pci_function *fn)
 {
 	uint32_t due = pci_get32(fn, fn->msi + MSI_PENDING) & ~pci_get32(fn, fn->msi + MSI_MASK);
 
-	if (!pci_msi_enabled(fn) || !due)
+	if (!pci_msi_enabled(fn) || !is_master(fn) || !due)
 		return;
 	bytes_set(fn->config + fn->msi + MSI_PENDING, 4,
 		  pci_get32(fn, fn->msi + MSI_PENDING) & ~due);
@@ -578,10 +577,10 @@ static void msix_send(struct pci_function *fn, unsigned vector)
 {
 	const uint32_t *entry = &fn->msix_table[vector * PCI_MSIX_ENTRY];
 
-	if ((pci_get16(fn, fn->msix + MSIX_CONTROL) & MSIX_MASK_ALL) ||
+	if (!is_master(fn) || (pci_get16(fn, fn->msix + MSIX_CONTROL) & MSIX_MASK_ALL) ||
 	    (entry[3] & MSIX_ENTRY_MASKED))
 		*fn->msix_pending |= 1ull << vector;
-	else if (is_master(fn))
+	else
 		vm_msi(fn->device->vm, entry[0] | (uint64_t)entry[1] << 32, entry[2]);
 }
 
@@ -589,7 +588,7 @@ static void msix_unmask(struct pci_function *fn)
 {
 	uint64_t due = *fn->msix_pending;
 
-	if (!pci_msix_enabled(fn))
+	if (!pci_msix_enabled(fn) || !is_master(fn))
 		return;
 	*fn->msix_pending = 0; /* those still masked come back */
 	for (; due; due &= due - 1)
@@ -945,9 +944,11 @@ static void function_written(struct pci_function *fn, unsigned offset)
 {
 	if (offset / 4 == PCI_COMMAND / 4 || (offset >= PCI_BAR(0) && offset < PCI_BAR(PCI_BARS)))
 		function_follow(fn);
-	if (fn->msi && offset >= fn->msi && offset < fn->msi + 0x18)
+	if (fn->msi &&
+	    (offset / 4 == PCI_COMMAND / 4 || (offset >= fn->msi && offset < fn->msi + 0x18)))
 		msi_unmask(fn);
-	if (fn->msix && offset >= fn->msix && offset < fn->msix + 4)
+	if (fn->msix &&
+	    (offset / 4 == PCI_COMMAND / 4 || (offset >= fn->msix && offset < fn->msix + 4)))
 		msix_unmask(fn);
 }
 

@@ -29,9 +29,14 @@ static void ahci_flr(struct pci_function *fn)
 static void ahci_config_written(struct pci_function *fn, unsigned offset, unsigned size,
 				uint32_t old)
 {
+	struct ahci *ahci = (struct ahci *)fn->device;
+	bool master = pci_get16(fn, PCI_COMMAND) & PCI_COMMAND_MASTER;
+
+	(void)offset;
 	(void)size;
 	(void)old;
-	fn->deferred = offset / 4 == PCI_COMMAND / 4;
+	fn->deferred = master != ahci->master;
+	ahci->master = master;
 }
 
 /* Bus Master Enable may have changed: without it no command begins (ahci_command.c), and none is under way. */
@@ -40,9 +45,11 @@ static void ahci_master_follow(struct pci_function *fn)
 	struct ahci *ahci = (struct ahci *)fn->device;
 
 	pthread_mutex_lock(&ahci->device.lock);
+	ahci_stop_begin(ahci);
 	if (!(pci_get16(fn, PCI_COMMAND) & PCI_COMMAND_MASTER))
 		ahci_stop(ahci, false);
 	ahci_restart(ahci);
+	ahci_stop_end(ahci);
 	pthread_mutex_unlock(&ahci->device.lock);
 }
 
@@ -71,6 +78,7 @@ static void ahci_resume(struct device *device)
 	pthread_mutex_lock(&device->lock);
 	ahci->quiesced = false;
 	pci_function_resume(&ahci->fn);
+	ahci->master = pci_get16(&ahci->fn, PCI_COMMAND) & PCI_COMMAND_MASTER;
 	ahci->state.is &= (1u << ahci->ports) - 1;
 	ahci_interrupt_follow(ahci);
 	ahci_restart(ahci);

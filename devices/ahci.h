@@ -125,6 +125,8 @@ struct ahci {
 	pthread_t worker;
 	pthread_cond_t work, idle;
 	bool started, ending, busy, parked, quiesced;
+	bool stopping; /* somebody is between ahci_stop() and ahci_restart() on behalf of the guest; `idle` tells */
+	bool master; /* the PCI command register's Bus Master Enable */
 };
 
 #define PORT_CMD_START (1u << 0)
@@ -155,6 +157,9 @@ void ahci_port_interrupt(struct ahci_port *port, uint32_t bits);
  * begun is dropped. */
 void ahci_stop(struct ahci *ahci, bool discard);
 void ahci_restart(struct ahci *ahci);
+/* Around the two, where the guest asks for it, which may do so on several CPUs: one after the other. Under the lock. */
+void ahci_stop_begin(struct ahci *ahci);
+void ahci_stop_end(struct ahci *ahci);
 /* By the guest, of the controller or of the whole function. */
 void ahci_guest_reset(struct ahci *ahci, bool function);
 

@@ -404,8 +404,7 @@ static void *worker_main(void *arg)
 		slot_begin(slot);
 		pthread_mutex_lock(&ahci->device.lock);
 		ahci->busy = false;
-		if (ahci->parked)
-			pthread_cond_broadcast(&ahci->idle);
+		pthread_cond_broadcast(&ahci->idle);
 	}
 	pthread_mutex_unlock(&ahci->device.lock);
 	return NULL;

@@ -125,14 +125,31 @@ void ahci_restart(struct ahci *ahci)
 	pthread_cond_broadcast(&ahci->work);
 }
 
+void ahci_stop_begin(struct ahci *ahci)
+{
+	while (ahci->stopping)
+		pthread_cond_wait(&ahci->idle, &ahci->device.lock);
+	ahci->stopping = true;
+}
+
+void ahci_stop_end(struct ahci *ahci)
+{
+	ahci->stopping = false;
+	pthread_cond_broadcast(&ahci->idle);
+}
+
 void ahci_guest_reset(struct ahci *ahci, bool function)
 {
 	pthread_mutex_lock(&ahci->device.lock);
+	ahci_stop_begin(ahci);
 	ahci_stop(ahci, true);
 	ahci_hba_reset(ahci);
-	if (function)
+	if (function) {
 		pci_function_reset(&ahci->fn);
+		ahci->master = false;
+	}
 	ahci_restart(ahci);
+	ahci_stop_end(ahci);
 	pthread_mutex_unlock(&ahci->device.lock);
 }
 

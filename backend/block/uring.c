@@ -65,7 +65,7 @@ static void forget(struct uring *uring, const struct block_request *request)
 static bool has_room(const struct uring *uring, const struct block_request *request)
 {
 	return uring->in_flight < RING_ENTRIES &&
-	       (uring->bytes == 0 || request->length <= BYTES_MOST - uring->bytes);
+	       (uring->bytes == 0 || uring->bytes + request->length <= BYTES_MOST);
 }
 
 /* Under the lock. What the kernel cannot take now (-EAGAIN, -EBUSY) stays in the ring for the next time: every

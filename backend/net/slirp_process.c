@@ -29,8 +29,8 @@
 #define ETHER 14 /* bytes of a frame before the packet */
 #define TIMERS 16
 #define POLLS_MAX 4096
-#define FILES_MAX (POLLS_MAX - 16)
-#define MEMORY_MAX_BYTES (1ull << 30) /* 256 KiB for each of as many connections */
+#define FILES_MAX 2048
+#define MEMORY_MAX_BYTES (1ull << 30) /* twice what as many connections have in buffers */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define SANITIZED true /* which takes terabytes of addresses */
 #elif defined(__has_feature)
@@ -38,7 +38,7 @@
 #else
 #define SANITIZED false
 #endif
-#define SEND_MS 50		      /* how long a frame waits for the guest before it is lost */
+#define SEND_MS 50 /* how long a frame waits for the guest before it is lost */
 
 struct timer {
 	SlirpTimerCb fn;

@@ -178,7 +178,7 @@ static bool should_run(const struct virtio_device *dev)
 	const struct virtio_state *s = dev->state;
 	bool any = false;
 
-	if (dev->masterless)
+	if (s->masterless)
 		return false;
 	for (unsigned q = 0; q < dev->queues; q++)
 		any |= s->enabled[q];
@@ -238,14 +238,14 @@ static void state_clear(struct virtio_device *dev)
 static void driver_reset(struct virtio_device *dev, bool function)
 {
 	pthread_mutex_lock(&dev->device.lock);
-	while (dev->resetting)
+	while (dev->resetting || dev->stopping)
 		pthread_cond_wait(&dev->idle, &dev->device.lock);
 	dev->resetting = true;
 	device_stop(dev, true);
 	state_clear(dev);
 	if (function) {
 		pci_function_reset(&dev->fn);
-		dev->master = dev->masterless = false;
+		dev->master = dev->state->masterless = false;
 	}
 	dev->parked = dev->quiesced;
 	dev->resetting = false;
@@ -257,13 +257,13 @@ static void driver_reset(struct virtio_device *dev, bool function)
 static void master_follow(struct virtio_device *dev)
 {
 	pthread_mutex_lock(&dev->device.lock);
-	while (dev->resetting)
+	while (dev->resetting || dev->stopping)
 		pthread_cond_wait(&dev->idle, &dev->device.lock);
-	if (dev->masterless && dev->started) {
-		dev->resetting = true;
+	if (dev->state->masterless && dev->started) {
+		dev->stopping = true;
 		device_stop(dev, false);
 		dev->parked = dev->quiesced;
-		dev->resetting = false;
+		dev->stopping = false;
 		pthread_cond_broadcast(&dev->idle);
 	} else if (!dev->quiesced) {
 		device_start(dev);
@@ -296,6 +296,8 @@ void virtio_resume(struct device *device)
 	dev->quiesced = dev->parked = false;
 	pci_function_resume(&dev->fn);
 	dev->master = pci_get16(&dev->fn, PCI_COMMAND) & PCI_COMMAND_MASTER;
+	if (dev->master)
+		dev->state->masterless = false;
 	intx_follow(dev);
 	device_start(dev);
 	pthread_mutex_unlock(&device->lock);
@@ -337,16 +339,20 @@ static void status_write(struct virtio_device *dev, uint8_t status)
 		status &= (uint8_t)~VIRTIO_STATUS_DRIVER_OK;
 	s->status = (uint8_t)((status & ~VIRTIO_STATUS_NEEDS_RESET) |
 			      (had & VIRTIO_STATUS_NEEDS_RESET));
+	if (dev->started && (status & ~had & VIRTIO_STATUS_DRIVER_OK) && dev->type->start)
+		dev->type->start(
+			dev); /* it began with the first queue of a legacy driver, whose features may be new */
 	device_start(dev);
 }
 
-/* Features are fixed once they were accepted, or used. One interface has no say in what the other has begun. */
+/* Features are fixed once they were accepted, or used; but legacy drivers (NetBSD's) choose them when their queues are made
+ * already, before DRIVER_OK. One interface has no say in what the other has begun. */
 static void features_write(struct virtio_device *dev, unsigned word, uint32_t value, bool legacy)
 {
 	struct virtio_state *s = dev->state;
 	unsigned shift = 32 * word;
 
-	if (word > 1 || dev->started || s->legacy != legacy ||
+	if (word > 1 || (dev->started && !legacy) || s->legacy != legacy ||
 	    (s->status & (VIRTIO_STATUS_FEATURES_OK | VIRTIO_STATUS_DRIVER_OK)))
 		return;
 	s->driver_features = (s->driver_features & ~(0xffffffffull << shift)) | (uint64_t)value
@@ -386,6 +392,13 @@ static uint64_t bytes_value(const uint8_t *bytes, uint64_t limit, uint64_t offse
 }
 
 /* --- the modern interface -------------------------------------------------------------------------- */
+
+static void lock_for_write(struct virtio_device *dev)
+{
+	pthread_mutex_lock(&dev->device.lock);
+	while (dev->stopping)
+		pthread_cond_wait(&dev->idle, &dev->device.lock);
+}
 
 static void put(uint8_t *bytes, unsigned offset, unsigned size, uint64_t value)
 {
@@ -513,7 +526,7 @@ static void modern_write(void *arg, uint64_t offset, unsigned size, uint64_t val
 		driver_reset(dev, false);
 		return;
 	}
-	pthread_mutex_lock(&dev->device.lock);
+	lock_for_write(dev);
 	if (!dev->resetting) {
 		if (PAGE_OF(offset) == COMMON_OFFSET)
 			common_write(dev, offset - COMMON_OFFSET, size, value);
@@ -636,7 +649,7 @@ static void legacy_write(void *arg, uint64_t offset, unsigned size, uint64_t val
 		driver_reset(dev, false);
 		return;
 	}
-	pthread_mutex_lock(&dev->device.lock);
+	lock_for_write(dev);
 	header = legacy_header(dev);
 	if (dev->resetting)
 		; /* until it is over the driver has nothing to say */
@@ -687,10 +700,10 @@ static void config_written(struct pci_function *fn, unsigned offset, unsigned si
 
 	(void)size;
 	(void)old;
-	dev->window_due = offset == dev->window + 16;
+	dev->window_due |= offset == dev->window + 16;
 	fn->deferred = dev->window_due || master != dev->master;
 	/* A driver that never asked for the right, as old ones did not, has it all the same. */
-	dev->masterless = !master && (dev->master || dev->masterless);
+	dev->state->masterless = !master && (dev->master || dev->state->masterless);
 	dev->master = master;
 	intx_follow(dev);
 }

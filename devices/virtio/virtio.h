@@ -103,6 +103,7 @@ struct virtio_state {
 	uint16_t config_vector;
 	uint8_t status, isr, generation;
 	bool legacy; /* the driver came by the legacy interface */
+	bool masterless; /* Bus Master Enable was set and is not any more: no access to memory (PCI 3.0, 6.2.2) */
 	uint16_t size[VIRTIO_QUEUES];
 	uint16_t vector[VIRTIO_QUEUES];
 	bool enabled[VIRTIO_QUEUES];
@@ -120,7 +121,7 @@ struct virtio_state {
 		STATE_AT(type, member.config_vector, VIRTIO_NO_VECTOR),                      \
 		STATE(type, member.status), STATE(type, member.isr),                         \
 		STATE(type, member.generation), STATE(type, member.legacy),                  \
-		STATE_ARRAY(type, member.size),                                              \
+		STATE(type, member.masterless), STATE_ARRAY(type, member.size),              \
 		STATE_ARRAY_OPT(type, member.vector, VIRTIO_NO_VECTOR, 0),                   \
 		STATE_ARRAY(type, member.enabled), STATE_ARRAY(type, member.desc),           \
 		STATE_ARRAY(type, member.avail), STATE_ARRAY(type, member.used),             \
@@ -186,7 +187,7 @@ struct virtio_device {
 	bool started;	 /* `start` was called */
 	bool ready;	 /* virtio_init() has succeeded */
 	bool master;	 /* the PCI command register's Bus Master Enable */
-	bool masterless; /* it was set and is not any more: no access to memory (PCI 3.0, 6.2.2) */
+	bool stopping;	 /* it has just been taken away: writes to registers wait */
 	bool window_due; /* the window's data were written */
 	unsigned
 		window; /* offset of the capability that reaches the BAR through the configuration space */

@@ -219,6 +219,35 @@ static void bus_mastering_can_be_taken(void **state)
 	await(d, 1);
 }
 
+/* NetBSD's order: the queues first, then the features, then DRIVER_OK. */
+static void old_drivers_choose_late(void **state)
+{
+	struct driver *d = *state;
+	uint16_t ports = (uint16_t)(fixture_read(d->f, pci_ecam(PCI_BAR(0)), 4) & ~3ull);
+	uint32_t features = (uint32_t)VIRTIO_F_INDIRECT_DESC;
+	uint64_t size = fixture_in(d->f, ports + 0x0c, 2), avail = DESC + 16 * size;
+	uint64_t used = (avail + 6 + 2 * size + 4095) & ~4095ull;
+	uint16_t index = 0;
+
+	fixture_out(d->f, ports + 0x12, 1, 3);
+	fixture_out(d->f, ports + 0x08, 4, DESC / 4096);
+	fixture_out(d->f, ports + 4, 4, features);
+	assert_int_equal(fixture_in(d->f, ports + 4, 4), features);
+	fixture_out(d->f, ports + 0x12, 1, 7);
+	fixture_out(d->f, ports + 4, 4, 0);
+	assert_int_equal(fixture_in(d->f, ports + 4, 4), features);
+	descriptor(d, DESC, 0, BUFFER, 16, 4, 0);
+	descriptor(d, BUFFER, 0, BUFFER + 0x1000, 10, 2, 0);
+	poke(d, avail + 2, &(uint16_t){1}, 2);
+	fixture_out(d->f, ports + 0x10, 2, 0);
+	for (unsigned ms = 0; ms < WAIT_MS && index == 0; ms++) {
+		usleep(1000);
+		peek(d, used + 2, &index, 2);
+	}
+	assert_int_equal(index, 1);
+	assert_false(is_broken(d));
+}
+
 /* Each of these breaks the device, none of them anything else, and a reset mends it. */
 static void bad_chains_break_the_device(void **state)
 {
@@ -624,6 +653,15 @@ static void masked_messages_wait(void **state)
 	assert_int_equal(d->f->msi[0].addr, 0xfee01000);
 	assert_int_equal(d->f->msi[0].data, 0x55);
 	assert_int_equal(fixture_read(d->f, table + 0x800, 4), 0);
+	/* So do those of a function that may not write to memory. */
+	fixture_write(d->f, pci_ecam(PCI_COMMAND), 2, 3);
+	pthread_mutex_lock(&d->device->lock);
+	pci_message(&((struct virtio_device *)d->device)->fn, 1);
+	pthread_mutex_unlock(&d->device->lock);
+	assert_int_equal(fixture_read(d->f, table + 0x800, 4), 2);
+	fixture_write(d->f, pci_ecam(PCI_COMMAND), 2, 7);
+	await_msis(d, 2);
+	assert_int_equal(fixture_read(d->f, table + 0x800, 4), 0);
 	/* 6.6.2 of PCI Express: the function is as after power-on */
 	fixture_write(d->f, pci_ecam(find_capability(d, PCI_CAP_EXPRESS) + 8), 2, 0x8000);
 	assert_int_equal(fixture_read(d->f, pci_ecam(cap + 2), 2), 1);
@@ -821,6 +859,7 @@ int main(void)
 		RND(event_index_is_kept),
 		RND(features_are_refused),
 		RND(features_stay),
+		RND(old_drivers_choose_late),
 		RND(bus_mastering_can_be_taken),
 		RND(bad_chains_break_the_device),
 		RND(bad_rings_break_the_device),
