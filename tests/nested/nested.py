@@ -99,8 +99,10 @@ attempt() {{
 # run LIMIT NAME STDIN BUTTON command...: the command's output and status. What hangs gets a second chance: VMRUN of QEMU's TCG
 # does not load the interrupt shadow before 9.1 ("target/i386: fix INHIBIT_IRQ/TF/RF handling for VMRUN", June 2024), so an
 # interrupt that comes between STI and HLT is taken before the HLT, which then waits for another one. So does Linux that ends in a
-# triple fault before it has said a word: seen twice, of some hundred starts on busy hosts, both times while it looked through
-# the PCI buses for an AGP bridge with interrupts off, and not in 300 starts that were watched for it. Why is not known.
+# triple fault before it has said a word: seen twice, of some hundred starts on busy hosts. An interrupt that VMRUN injects is
+# delivered twice there, IF or not, if QEMU's thread is asked to leave its loop right after: the helper leaves exception_index set,
+# which cpu_handle_interrupt() then takes for an exception that waits (so read in its sources, and seen in nested-system: a
+# timer interrupt in the first instruction of its own entry, with IF clear).
 run() {{
 	limit=$1 name=$2 stdin=$3 button=$4
 	shift 4

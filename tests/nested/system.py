@@ -4,9 +4,11 @@ again by the power button. Prints TAP.
 
   system.py --skep PROGRAM --skepctl PROGRAM --probe PROGRAM --cache DIRECTORY [--keep FILE]
 
-QEMU's TCG runs a guest of KVM's in it a hundred times slower than a CPU does: so one vCPU, without the units that a system
-without a network can do without, and with limits of systemd's that let it take its time. Skipped where the image cannot
-be built, see disk.py.
+QEMU's TCG runs a guest of KVM's in it a hundred times slower than a CPU does: so one vCPU, and one CPU of the nest's, for
+which QEMU needs not turn from one CPU to the next ten times a second, each time with a chance to deliver an interrupt twice
+(see run() in nested.py: with two CPUs on one thread two of four runs ended in a panic by that, one had no prompt after 8
+minutes); without the units that a system without a network can do without, and with limits of systemd's that let it take its
+time. Skipped where the image cannot be built, see disk.py.
 """
 
 import argparse
@@ -115,7 +117,7 @@ def login_and_down(console):
 def run(args, files, work):
     vmlinuz, modules = nested.kernel(args.cache)
     image = initramfs(args, files, modules, work)
-    command = [*nested.QEMU, '-m', '2G', '-drive', f'file={patient_disk(files, work)},if=none,id=disk,format=raw', '-device',
+    command = [*nested.QEMU, '-smp', '1', '-m', '2G', '-drive', f'file={patient_disk(files, work)},if=none,id=disk,format=raw', '-device',
                'virtio-blk-pci,drive=disk', '-kernel', vmlinuz, '-initrd', image, '-append',
                'console=ttyS0 quiet panic=-1 tsc=reliable', '-serial', 'null', '-serial', 'stdio']
     nest = child.popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
