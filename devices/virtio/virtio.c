@@ -171,8 +171,7 @@ static void queue_start(struct virtio_device *dev, unsigned q)
 	virtio_kick(dev, q);
 }
 
-/* Drivers of the legacy interface may use a queue before they say DRIVER_OK, and did; their features are final then
- * (3.1.2). */
+/* Drivers of the legacy interface may use a queue before they say DRIVER_OK, and did (3.1.2). */
 static bool should_run(const struct virtio_device *dev)
 {
 	const struct virtio_state *s = dev->state;
@@ -339,9 +338,9 @@ static void status_write(struct virtio_device *dev, uint8_t status)
 		status &= (uint8_t)~VIRTIO_STATUS_DRIVER_OK;
 	s->status = (uint8_t)((status & ~VIRTIO_STATUS_NEEDS_RESET) |
 			      (had & VIRTIO_STATUS_NEEDS_RESET));
+	/* It began with the first queue of a legacy driver, whose features may be new. */
 	if (dev->started && (status & ~had & VIRTIO_STATUS_DRIVER_OK) && dev->type->start)
-		dev->type->start(
-			dev); /* it began with the first queue of a legacy driver, whose features may be new */
+		dev->type->start(dev);
 	device_start(dev);
 }
 
@@ -391,14 +390,15 @@ static uint64_t bytes_value(const uint8_t *bytes, uint64_t limit, uint64_t offse
 	return value;
 }
 
-/* --- the modern interface -------------------------------------------------------------------------- */
-
+/* For a write to a register: one that comes while the device loses its right to memory waits, and is not lost. */
 static void lock_for_write(struct virtio_device *dev)
 {
 	pthread_mutex_lock(&dev->device.lock);
 	while (dev->stopping)
 		pthread_cond_wait(&dev->idle, &dev->device.lock);
 }
+
+/* --- the modern interface -------------------------------------------------------------------------- */
 
 static void put(uint8_t *bytes, unsigned offset, unsigned size, uint64_t value)
 {

@@ -74,7 +74,8 @@ struct virtio_type {
 	void (*config_write)(struct virtio_device *dev, unsigned offset, unsigned size);
 	/* Are these features, a subset of those offered, a combination that works? Under the lock. NULL: all are. */
 	bool (*features_ok)(struct virtio_device *dev, uint64_t features);
-	/* The driver says that it is ready: queues may be used from now on. Under the lock. May be NULL. */
+	/* The driver says that it is ready: queues may be used from now on. Again when a legacy driver, whose first queue was as good,
+	 * says DRIVER_OK: its features may be others. Under the lock. May be NULL. */
 	void (*start)(struct virtio_device *dev);
 	/* There may be something in a queue. On the queue's worker, without a lock. */
 	void (*notify)(struct virtio_device *dev, unsigned queue);
@@ -173,7 +174,7 @@ struct virtio_device {
 	uint64_t features; /* offered */
 	uint8_t config
 		[VIRTIO_CONFIG_MAX]; /* device-specific configuration, of config_len bytes; under the lock */
-	uint8_t config_writable[VIRTIO_CONFIG_MAX];
+	uint8_t config_writable[VIRTIO_CONFIG_MAX]; /* bits that the legacy interface may write */
 	unsigned config_len;
 	struct virtqueue queue[VIRTIO_QUEUES];
 	uint16_t queue_max[VIRTIO_QUEUES]; /* sizes offered */

@@ -188,11 +188,22 @@ static void features_stay(void **state)
 			 fixture_in(d->f, (uint16_t)ports, 4));
 }
 
+/* `n` more are offered, and it stays at `done`. */
+static void stands_still(struct driver *d, unsigned n, uint16_t done)
+{
+	uint16_t used;
+
+	offer(d, 0, n);
+	notify(d);
+	usleep(20000);
+	peek(d, USED + 2, &used, 2);
+	assert_int_equal(used, done);
+}
+
 /* Without the right to access memory nothing is done, and with it again all that was asked for meanwhile. */
 static void bus_mastering_can_be_taken(void **state)
 {
 	struct driver *d = *state;
-	uint16_t used = 0;
 
 	fixture_write(d->f, pci_ecam(PCI_COMMAND), 2, 7);
 	bring_up(d, VIRTIO_F_VERSION_1);
@@ -201,20 +212,12 @@ static void bus_mastering_can_be_taken(void **state)
 	notify(d);
 	await(d, 1);
 	fixture_write(d->f, pci_ecam(PCI_COMMAND), 2, 3);
-	offer(d, 0, 2);
-	notify(d);
-	usleep(20000);
-	peek(d, USED + 2, &used, 2);
-	assert_int_equal(used, 1);
+	stands_still(d, 2, 1);
 	fixture_write(d->f, pci_ecam(PCI_COMMAND), 2, 7);
 	assert_int_equal(await(d, 2), 8);
 	fixture_write(d->f, pci_ecam(PCI_COMMAND), 2, 3);
 	bring_up(d, VIRTIO_F_VERSION_1); /* a reset gives no right */
-	offer(d, 0, 1);
-	notify(d);
-	usleep(20000);
-	peek(d, USED + 2, &used, 2);
-	assert_int_equal(used, 0);
+	stands_still(d, 1, 0);
 	fixture_write(d->f, pci_ecam(PCI_COMMAND), 2, 7);
 	await(d, 1);
 }
