@@ -231,6 +231,42 @@ static void check_many(struct block *block)
 	assert_memory_equal(bytes, back, sizeof(bytes));
 }
 
+/* More at once than the kernel is given at a time, some of them by themselves, all end. */
+static void test_large(void **state)
+{
+	enum { N = 40, LARGE = 40 << 20 };
+	static struct block_request request[N];
+	struct waiter w = {.lock = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER};
+	uint8_t *bytes = malloc(LARGE);
+	struct iovec iov[2] = {{bytes, LARGE}, {bytes, LARGE / 10}};
+	struct block *block;
+	char path[64];
+
+	(void)state;
+	assert_non_null(bytes);
+	make_image(path, LARGE);
+	block = open_ok(path, "aio=auto");
+	for (unsigned i = 0; i < N; i++) {
+		bool small = i % 8 != 1;
+
+		request[i] = (struct block_request){
+			.op = BLOCK_READ,
+			.length = iov[small].iov_len,
+			.iov = &iov[small],
+			.iovs = 1,
+			.done = done,
+			.arg = &w,
+		};
+		block_submit(block, &request[i]);
+	}
+	block_drain(block);
+	assert_int_equal(w.done, N);
+	assert_int_equal(w.error, 0);
+	block_close(block);
+	unlink(path);
+	free(bytes);
+}
+
 static void test_requests(void **state)
 {
 	static const char *const ways[] = {"aio=threads",   "aio=auto", "snapshot=on",
@@ -753,6 +789,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_requests),
+		cmocka_unit_test(test_large),
 		cmocka_unit_test(test_without_io_uring),
 		cmocka_unit_test(test_nocache),
 		cmocka_unit_test(test_snapshot),
